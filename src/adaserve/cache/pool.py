@@ -1,0 +1,41 @@
+"""The KV pool of one model: a flat store of key and value rows, pages first, then the slots' scratch tails (runtime/batch.py)."""
+
+import torch
+from torch import Tensor
+
+from adaserve.runtime.batch import TAIL_ROWS
+
+
+class KVPool:
+    """Keys and values of one model for all its layers.
+
+    keys, values  [layers, R, KH, hd]: R = pages * page_size + slots * TAIL_ROWS pool rows of KH key-value heads.
+    """
+
+    def __init__(
+        self,
+        *,
+        layers: int,
+        heads: int,
+        head_dim: int,
+        pages: int,
+        page_size: int,
+        slots: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.page_size = page_size
+        self.tail_start = pages * page_size
+        rows = self.tail_start + slots * TAIL_ROWS
+        self.keys = torch.zeros(layers, rows, heads, head_dim, dtype=dtype, device=device)  # [layers, R, KH, hd]
+        self.values = torch.zeros_like(self.keys)  # [layers, R, KH, hd]
+
+    def move(self, source: Tensor, dest: Tensor) -> None:
+        """Copy pool rows `source` [m] to rows `dest` [m], in every layer: an accepted path goes from tail to pages."""
+        self.keys[:, dest] = self.keys[:, source]
+        self.values[:, dest] = self.values[:, source]
+
+    @staticmethod
+    def row_bytes(*, layers: int, heads: int, head_dim: int, dtype: torch.dtype) -> int:
+        """Bytes that one token's keys and values take in all layers."""
+        return 2 * layers * heads * head_dim * dtype.itemsize

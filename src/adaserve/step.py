@@ -1,0 +1,193 @@
+"""All that the engine and an executor say to each other: StepPlan down, CandidateTree and StepOutcome up."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from torch import Tensor
+
+from adaserve.request import SamplingParams
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A request comes to a slot: everything the executor must know about it, once.
+
+    `tokens` are all known tokens (prompt, and after a pre-emption the output too); `prompt_length` says where output begins.
+    `computed` tokens have their keys and values in the pages already, thanks to prefix reuse.
+    """
+
+    slot: int
+    tokens: tuple[int, ...]
+    prompt_length: int
+    sampling: SamplingParams
+    seed: int
+    choice: int
+    stop_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PageGrant:
+    """Pages that a slot owns from now on; `first` is the index in the slot's page table of the first of them."""
+
+    slot: int
+    first: int
+    pages: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Known tokens [start, start + length) of a slot, to be computed in this step.
+
+    `draws`: the chunk reaches the last known token, so the next token is drawn from its last row.
+    """
+
+    slot: int
+    start: int
+    length: int
+    draws: bool = False
+
+
+class Order(Enum):
+    """Who comes first in the SLO phase of selection."""
+
+    NEEDIEST = "neediest"
+    EASIEST = "easiest"
+    ATTAINABLE = "attainable"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a step may spend on trees.
+
+    nodes: draft nodes over all requests: the budget B less roots and prompt-chunk rows.
+    per_request: n_max, the most nodes that the SLO phase gives one request.
+    depth: d, the deepest node; caps the need at d + 1.
+    """
+
+    nodes: int
+    per_request: int
+    depth: int
+    order: Order = Order.NEEDIEST
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """One iteration, decided by the scheduler; complete when built.
+
+    released, placed, grants: bookkeeping that comes first, in this order.
+    decoding: slots of the n requests that get a tree, in the order of `need`, `room` and of all [n, ...] tensors.
+    need: tokens each must gain now to be on target, A_i = (l_i + t) / tau_i - o_i; 0 for requests without an SLO.
+    room: deepest draft node that each may use (its remaining tokens less one).
+    drafting: for each, whether the draft has caught up and may speculate (false: root only).
+    chunks: prompt rows that the target computes beside the trees, the draft too.
+    catch_up: known tokens that the draft alone computes, because d = 0 periods or prefix hits left it behind.
+    depth, width: d and w of the beam; depth 0 is plain decoding.
+    predicted: t, the step's predicted duration in seconds.
+    """
+
+    released: tuple[int, ...]
+    placed: tuple[Placement, ...]
+    grants: tuple[PageGrant, ...]
+    decoding: tuple[int, ...]
+    need: tuple[float, ...]
+    room: tuple[int, ...]
+    drafting: tuple[bool, ...]
+    chunks: tuple[Chunk, ...]
+    catch_up: tuple[Chunk, ...]
+    limits: Limits
+    depth: int
+    width: int
+    predicted: float
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """What a step's duration depends on.
+
+    rows: rows of the target's pass (roots, nodes, chunks).
+    context: paged tokens that the target's attention reads, summed over requests.
+    draft_rows: rows of each pass of the draft model, in order.
+    draft_context: paged tokens that the draft's attention reads, summed over requests and passes.
+    """
+
+    rows: int
+    context: int
+    draft_rows: tuple[int, ...] = ()
+    draft_context: int = 0
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """Log-probability of a produced token and of the likeliest alternatives, under the processed distribution's logits."""
+
+    token: int
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What verification found, on the device.
+
+    tokens  [n, D + 1] int64  tokens gained: the accepted path, then the extra token; rows are padded
+    length  [n] int64         how many of them count, at least 1
+    accepted [B] bool         which packed rows lie on the accepted path (roots included)
+    """
+
+    tokens: Tensor
+    length: Tensor
+    accepted: Tensor
+
+
+@dataclass(frozen=True)
+class Drafted:
+    """The verified draft nodes of a step, flat, for learning and for metrics: one entry a node, parents first.
+
+    request indexes StepPlan.decoding. `reached`: its parent was accepted, so its own acceptance was put to the test.
+    """
+
+    request: tuple[int, ...]
+    depth: tuple[int, ...]
+    source: tuple[int, ...]
+    path_prob: tuple[float, ...]
+    edge_prob: tuple[float, ...]
+    reached: tuple[bool, ...]
+    accepted: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class PhaseTimes:
+    """Seconds of each phase of one step."""
+
+    schedule: float = 0.0
+    speculate: float = 0.0
+    select: float = 0.0
+    verify: float = 0.0
+    commit: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """The whole step's seconds."""
+        return self.schedule + self.speculate + self.select + self.verify + self.commit
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What a step brought: the only thing copied to the host.
+
+    tokens: per decoding slot, in the plan's order, the tokens gained (at least one).
+    first_tokens: per chunk that draws, in the plan's order of such chunks, its token.
+    logprobs, first_logprobs: alongside, for requests that asked; otherwise empty tuples.
+    failed: slots whose logits were not finite; their tokens mean nothing.
+    """
+
+    plan: StepPlan
+    tokens: tuple[tuple[int, ...], ...]
+    first_tokens: tuple[int, ...]
+    logprobs: tuple[tuple[TokenLogprobs, ...], ...]
+    first_logprobs: tuple[tuple[TokenLogprobs, ...], ...]
+    drafted: Drafted
+    failed: tuple[int, ...]
+    shape: StepShape
+    times: PhaseTimes
