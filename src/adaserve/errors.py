@@ -6,6 +6,7 @@
     ├── ModelNotFound       no such model, or it lacks a file                        (start-up, HTTP 404)
     ├── InvalidModel        the model's files are broken or of an unsupported kind   (start-up)
     ├── InvalidConfig       options that contradict each other or the machine        (start-up)
+    ├── InvalidTrace        a workload file cannot be read, or an entry makes no sense (start-up)
     ├── Overloaded          the queue is full; try again later                       (HTTP 429)
     └── EngineFailed        the engine process died or refused                       (HTTP 503)
 
@@ -42,6 +43,10 @@ class InvalidModel(AdaServeError):
 
 class InvalidConfig(AdaServeError):
     """Options contradict each other or ask for more than the machine has."""
+
+
+class InvalidTrace(AdaServeError):
+    """A workload file cannot be read, or one of its entries makes no sense."""
 
 
 class Overloaded(AdaServeError):

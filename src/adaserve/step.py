@@ -1,11 +1,14 @@
 """All that the engine and an executor say to each other: StepPlan down, CandidateTree and StepOutcome up."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from adaserve.request import SamplingParams
+
+if TYPE_CHECKING:
+    from torch import Tensor  # the HTTP process reads these types without loading torch
 
 
 @dataclass(frozen=True)
@@ -78,9 +81,11 @@ class StepPlan:
     decoding: slots of the n requests that get a tree, in the order of `need`, `room` and of all [n, ...] tensors.
     need: tokens each must gain now to be on target, A_i = (l_i + t) / tau_i - o_i; 0 for requests without an SLO.
     room: deepest draft node that each may use (its remaining tokens less one).
-    drafting: for each, whether the draft has caught up and may speculate (false: root only).
-    chunks: prompt rows that the target computes beside the trees, the draft too.
-    catch_up: known tokens that the draft alone computes, because d = 0 periods or prefix hits left it behind.
+    drafting: for each, the known tokens that the draft has yet to compute, the root last, before it speculates; None where it
+        does not speculate in this step (root only).
+    chunks: prompt rows that the target computes beside the trees.
+    catch_up: known tokens that the draft model computes beside its speculation: the chunks' own tokens, and what d = 0 periods
+        or prefix hits left behind.
     depth, width: d and w of the beam; depth 0 is plain decoding.
     predicted: t, the step's predicted duration in seconds.
     """
@@ -91,7 +96,7 @@ class StepPlan:
     decoding: tuple[int, ...]
     need: tuple[float, ...]
     room: tuple[int, ...]
-    drafting: tuple[bool, ...]
+    drafting: tuple[Chunk | None, ...]
     chunks: tuple[Chunk, ...]
     catch_up: tuple[Chunk, ...]
     limits: Limits
@@ -116,6 +121,19 @@ class StepShape:
     draft_context: int = 0
 
 
+def draft_work(
+    drafting: Sequence[Chunk | None], catch_up: Sequence[Chunk], depth: int, width: int
+) -> tuple[tuple[int, ...], int]:
+    """Rows of each pass of a draft model, and the paged tokens that its attention reads, for a step like this."""
+    active = [chunk for chunk in drafting if chunk is not None] if depth else []
+    first = sum(chunk.length for chunk in (*active, *catch_up))
+    if not first:
+        return (), 0
+    passes = (first, *[len(active) * width] * (depth - 1)) if active else (first,)
+    reach = sum(chunk.start + chunk.length for chunk in active)
+    return passes, reach * len(passes) + sum(chunk.start + chunk.length for chunk in catch_up)
+
+
 @dataclass(frozen=True)
 class TokenLogprobs:
     """Log-probability of a produced token and of the likeliest alternatives, under the processed distribution's logits."""
@@ -135,9 +153,9 @@ class Verdict:
     accepted [B] bool         which packed rows lie on the accepted path (roots included)
     """
 
-    tokens: Tensor
-    length: Tensor
-    accepted: Tensor
+    tokens: "Tensor"
+    length: "Tensor"
+    accepted: "Tensor"
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,24 @@ A tree's root is the request's last known token; it is implicit in a CandidateTr
 """
 
 from dataclasses import dataclass
+from enum import IntEnum
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 MAX_NODES = 63
 """Draft nodes a request may have verified at once: an ancestor mask is one signed 64-bit word."""
 
 ROOT = -1
 """Parent of the root's children in `CandidateTree.parent`."""
+
+
+class Source(IntEnum):
+    """Which drafter proposed a node, as `CandidateTree.source` numbers them."""
+
+    MODEL = 0
+    NGRAM = 1
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,10 @@ class CandidateTree:
 
 @dataclass(frozen=True)
 class DraftTree:
-    """The chosen nodes and the roots of all requests, packed. A request's rows are contiguous: its root, then its nodes depth-major.
+    """The roots and the chosen nodes of all requests, packed. A request's rows are contiguous: its root, its nodes depth-major.
+
+    A tree of static size ends in padding rows: row = n, a request that does not exist; token 0, node 0, mask 0, column 0; depth 1
+    but its own parent, so it is neither a root nor connected to one, and no walk from a root ever accepts it.
 
     token   [B] int64  token of each row; the root's is the request's last known token
     parent  [B] int64  packed row of its parent; a root is its own parent
@@ -73,3 +85,83 @@ class DraftTree:
     mask: Tensor
     column: Tensor
     count: Tensor
+
+    @property
+    def rows(self) -> int:
+        """B, how many packed rows, padding included."""
+        return self.token.shape[0]
+
+    @property
+    def root(self) -> Tensor:
+        """The packed row of each request's root, [n] int64."""
+        length = self.count + 1  # [n]
+        return length.cumsum(0) - length
+
+
+def pack(candidates: CandidateTree, chosen: Tensor, root_token: Tensor, size: int | None = None) -> DraftTree:
+    """Pack the roots and the chosen nodes of all requests into flat rows.
+
+    chosen      [n, N] bool   connected: a chosen node's parent is chosen or the root; at most MAX_NODES a request; no padding
+    root_token  [n] int64     each request's last known token
+    size        packed rows B. None packs exactly what was chosen, which waits for the device to learn how much that is; a number
+                gives static shapes without waiting, and must hold all roots and chosen nodes: rows past it would be lost.
+
+    Raises ValueError when `size` cannot hold even the roots, and with size None when a request has more than MAX_NODES nodes.
+    """
+    n, columns = candidates.token.shape
+    device = candidates.token.device
+    cells = columns + 1  # a request's root, then its columns: flat cell = request * cells + column + 1
+
+    count = chosen.sum(1)  # [n]
+    if size is None:
+        size = n + int(count.sum())
+        if size > n and int(count.max()) > MAX_NODES:
+            raise ValueError(f"a request may have at most {MAX_NODES} nodes verified, {int(count.max())} were chosen")
+    elif size < n:
+        raise ValueError(f"{size} rows cannot hold {n} roots")
+
+    # The flat arrays of cells end in a spare one, which no request owns: padding rows are copies of it.
+    spare = n * cells
+    keep = pad(pad(chosen, (1, 0), value=True).flatten(), (0, 1))  # [n * cells + 1]
+    place = keep.cumsum(0) - 1  # [n * cells + 1], the packed row of every kept cell
+    index = torch.arange(size, device=device)  # [B]
+    live = index <= place[-1]  # [B], False for padding
+    # A stable argsort leaves the kept cells in their order, which is the packed order; unlike nonzero it has a static shape.
+    cell = keep.to(torch.uint8).argsort(descending=True, stable=True)[:size]
+    cell = torch.where(live, pad(cell, (0, size - cell.shape[0])), spare)  # [B]
+
+    request = cell // cells  # [B], n for padding
+    above = pad(pad(candidates.parent + 1, (1, 0)).flatten(), (0, 1))[cell]  # [B], the parent's cell in its request
+    parent = torch.where(live, place[request * cells + above], index)
+    is_node = cell % cells > 0  # [B]
+    node = torch.where(is_node, index - place[request * cells] - 1, 0)
+    return DraftTree(
+        token=pad(torch.cat([root_token[:, None], candidates.token], 1).flatten(), (0, 1))[cell],
+        parent=parent,
+        row=request,
+        depth=pad(pad(candidates.depth, (1, 0)).flatten(), (0, 1), value=1)[cell],
+        node=node,
+        mask=ancestor_mask(torch.where(is_node, 1 << node, 0), parent, min(columns, MAX_NODES)),
+        column=(cell % cells - 1).clamp(min=0),
+        count=count,
+    )
+
+
+def ancestor_mask(bit: Tensor, parent: Tensor, depth: int) -> Tensor:
+    """Gather every row's own bit and those of all its ancestors, [B] int64.
+
+    bit [B] int64: each row's own bit; parent [B] int64: row of its parent, a root being its own; depth: of the deepest row.
+    """
+    # mask[v] = bit[v] | mask[parent[v]], by pointer jumping: each round doubles how far up the path the mask reaches.
+    mask = bit
+    for _ in range(max(depth - 1, 0).bit_length()):
+        mask = mask | mask[parent]
+        parent = parent[parent]
+    return mask
+
+
+def edge_prob(candidates: CandidateTree) -> Tensor:
+    """Return f(v) / f(parent), the probability that a node is accepted once its parent is: [n, N] float64, 0 for padding."""
+    prob = pad(candidates.path_prob, (1, 0), value=1.0)  # [n, 1 + N], the root's f is 1
+    above = prob.gather(1, candidates.parent + 1)  # [n, N]
+    return torch.where(candidates.path_prob > 0, candidates.path_prob / above, 0.0)

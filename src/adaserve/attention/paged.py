@@ -1,0 +1,48 @@
+"""Attention of packed rows over a paged prefix and a masked scratch tail (runtime/batch.py)."""
+
+import torch
+from torch import Tensor
+
+from adaserve.runtime.batch import TAIL_ROWS, ForwardBatch
+
+
+def attend_reference(q: Tensor, keys: Tensor, values: Tensor, batch: ForwardBatch, scale: float) -> Tensor:
+    """The plain torch twin of `attend`; any device, works in q.dtype."""
+    rows, heads, head_dim = q.shape
+    kv_heads = keys.shape[1]
+    out = q.new_zeros(rows, heads * head_dim)  # [B, H * hd]
+    start = batch.start.tolist()
+    slots = batch.slot.tolist()
+    bits = torch.arange(TAIL_ROWS, device=q.device)  # [TAIL_ROWS]
+    for group, slot in enumerate(slots):
+        first, last = start[group], start[group + 1]
+        if first == last:
+            continue
+        prefix = batch.prefix[first:last]  # [m]
+        length = int(prefix.max())
+        pages = batch.pages[slot, : -(-length // batch.page_size)]  # [p]
+        paged = pages.unsqueeze(1) * batch.page_size + torch.arange(batch.page_size, device=q.device)  # [p, page_size]
+        tail = batch.tail_start + slot * TAIL_ROWS + bits  # [TAIL_ROWS]
+        pool_row = torch.cat((paged.flatten()[:length], tail))  # [n]
+        seen_prefix = torch.arange(length, device=q.device) < prefix.unsqueeze(1)  # [m, length]
+        seen_tail = (batch.mask[first:last].unsqueeze(1) >> bits) & 1 != 0  # [m, TAIL_ROWS]
+        seen = torch.cat((seen_prefix, seen_tail), dim=1)  # [m, n]
+        # Rows that nobody attends to may hold anything, NaN included, and 0 * NaN is NaN.
+        used = seen.any(0).view(-1, 1, 1)
+        k = torch.where(used, keys[pool_row].to(q.dtype), 0.0)  # [n, KH, hd]
+        v = torch.where(used, values[pool_row].to(q.dtype), 0.0)
+        grouped = q[first:last].view(last - first, kv_heads, heads // kv_heads, head_dim)  # [m, KH, H / KH, hd]
+        score = torch.einsum("mkgd,nkd->kgmn", grouped, k) * scale
+        score = score.masked_fill(~seen, -torch.inf)
+        weight = torch.where(seen, score.softmax(-1), 0.0)  # a row that sees nothing: zeros
+        out[first:last] = torch.einsum("kgmn,nkd->mkgd", weight, v).reshape(last - first, heads * head_dim)
+    return out
+
+
+def attend(q: Tensor, keys: Tensor, values: Tensor, batch: ForwardBatch, scale: float) -> Tensor:
+    """Softmax attention of every row over the keys it may see: q [B, H, hd] -> [B, H * hd].
+
+    keys, values [R, KH, hd] are one layer's pool; a row sees the pool rows that `ForwardBatch` says; query head h reads
+    key-value head h // (H / KH); scores are multiplied by `scale`. A row that sees nothing gets zeros.
+    """
+    return attend_reference(q, keys, values, batch, scale)

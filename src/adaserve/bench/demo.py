@@ -1,0 +1,252 @@
+"""`make demo`: one machine, one load, three policies, and who got their tokens in time.
+
+For each policy the real server runs in a process of its own and gets the same mixed requests over HTTP: code to complete, chat,
+articles to summarise, with targets of 1.2, 1.8 and 5 times the machine's baseline latency. The load is chosen so that plain
+continuous batching runs about ten requests at once: enough sharing that its one speed for all is too slow for some.
+"""
+
+import argparse
+import asyncio
+import json
+import math
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from adaserve.bench.demo_client import Client, Tally, closed_loop, open_loop
+from adaserve.bench.demo_report import DemoReport, Run, show
+from adaserve.bench.demo_server import DemoServer
+from adaserve.bench.demo_terminal import Terminal, Wrap, bar
+from adaserve.clock import Clock, WallClock
+from adaserve.errors import AdaServeError
+from adaserve.request import SLO
+from adaserve.workload import DEMO_MIX, Arrival, Workload, generate
+from adaserve.workload.classes import CHAT
+
+PILOT_SECONDS = 15.0
+PILOT_POLICY = "continuous"
+PILOT_RUNNING = 10
+WARM_UP = 3
+SHOWN_PROMPT = "Explain in a few sentences why the sky looks blue during the day and red at sunset."
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run. rate: requests per second, None to find it by a pilot. cv: burstiness of arrivals, 1 is Poisson."""
+
+    policies: tuple[str, ...]
+    duration: float
+    rate: float | None
+    repeats: int
+    seed: int
+    cv: float
+    as_json: bool
+
+
+class Demo:
+    """One demo from start to end. `stop` ends it early, with what there is by then."""
+
+    def __init__(self, options: Options, clock: Clock, terminal: Terminal, stop: asyncio.Event) -> None:
+        self._options = options
+        self._clock = clock
+        self._terminal = terminal
+        self._stop = stop
+        self._classes: dict[str, SLO] = {kind.name: kind.slo for kind in DEMO_MIX.shares if kind.slo is not None}
+
+    async def run(self) -> DemoReport | None:
+        """Run every policy, `repeats` times over; None if it was stopped before there was anything to report."""
+        options, terminal = self._options, self._terminal
+        rate = options.rate if options.rate is not None else await self._pilot()
+        runs: list[Run] = []
+        baseline = None
+        plan = [(number, policy) for number in range(options.repeats) for policy in options.policies]
+        for position, (number, policy) in enumerate(plan):
+            if rate is None or self._stop.is_set():
+                break
+            workload = self._workload(rate, number)
+            label = policy if options.repeats == 1 else f"{policy}, run {number + 1} of {options.repeats}"
+            server = await self._serve(policy, label)
+            if server is None:
+                break
+            client = Client(server.url, server.model, server.baseline, self._clock)
+            try:
+                # One yardstick for all: the first server's. They share one cached measurement, so it is also the others'.
+                baseline = server.baseline if baseline is None else baseline
+                await self._warm_up(client)
+                runs.append(await self._measure(client, workload, policy, number, label))
+                if position == len(plan) - 1 and not self._stop.is_set():
+                    await self._show_answer(client, policy)
+            finally:
+                await client.close()
+                await server.stop()
+        terminal.clear()
+        if not runs or baseline is None or rate is None:
+            return None
+        return DemoReport(baseline, rate, self._classes, tuple(runs))
+
+    def _workload(self, rate: float, number: int) -> Workload:
+        rng = np.random.default_rng([self._options.seed, number])
+        return generate(DEMO_MIX, rate, self._options.duration, rng, self._options.cv)
+
+    async def _serve(self, policy: str, label: str) -> DemoServer | None:
+        """Start a server with the workload's SLO classes; None when the demo was stopped meanwhile."""
+        options = ["--policy", policy]
+        for name, slo in self._classes.items():
+            options += ["--slo-class", f"{name}=tpot:{slo.tpot_multiple:g}x"]
+        started = self._clock.now()
+
+        def progress(words: str) -> None:
+            now = self._clock.now()
+            self._terminal.progress(f"{label}: starting the server, {now - started:.0f} s ({words})", now)
+
+        start = asyncio.create_task(DemoServer.start(options, self._clock, progress))
+        stopped = asyncio.create_task(self._stop.wait())
+        await asyncio.wait({start, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if not start.done():
+            start.cancel()
+            await asyncio.gather(start, return_exceptions=True)
+            return None
+        self._terminal.clear()
+        return start.result()
+
+    async def _warm_up(self, client: Client) -> None:
+        workload = generate(DEMO_MIX, 1.0, 1000.0, np.random.default_rng(12345))
+        for arrival in workload.arrivals[:WARM_UP]:
+            answer = await client.ask("warm-up", replace(arrival, max_tokens=16), self._clock.now())
+            if answer.error is not None:
+                raise AdaServeError(f"the server does not answer: {answer.error}")
+
+    async def _pilot(self) -> float | None:
+        """Find the rate at which `continuous` runs PILOT_RUNNING requests: what it completes per second with that many."""
+        label = f"pilot ({PILOT_POLICY})"
+        server = await self._serve(PILOT_POLICY, label)
+        if server is None:
+            return None
+        client = Client(server.url, server.model, server.baseline, self._clock)
+        try:
+            await self._warm_up(client)
+            # The same mix as in the runs, in the order of a workload that is long enough for any machine.
+            arrivals = generate(DEMO_MIX, 10.0, 100.0, np.random.default_rng([self._options.seed, 999])).arrivals
+            started = self._clock.now()
+            pilot = asyncio.create_task(closed_loop(client, arrivals, PILOT_RUNNING, PILOT_SECONDS, self._clock))
+            stopped = asyncio.create_task(self._stop.wait())
+            while not pilot.done() and not self._stop.is_set():
+                now = self._clock.now()
+                text = (
+                    f"{label}: how many requests per second keep {PILOT_RUNNING} running?  {bar((now - started) / PILOT_SECONDS)}"
+                )
+                self._terminal.progress(text, now)
+                await asyncio.wait({pilot, stopped}, timeout=0.25, return_when=asyncio.FIRST_COMPLETED)
+            stopped.cancel()
+            if not pilot.done():
+                pilot.cancel()
+                await asyncio.gather(pilot, return_exceptions=True)
+                return None
+            rate = pilot.result()
+        finally:
+            await client.close()
+            await server.stop()
+        self._terminal.say(f"Baseline {server.baseline * 1e3:.1f} ms per token. Load: {rate:.2f} requests/s.")
+        return rate
+
+    async def _measure(self, client: Client, workload: Workload, policy: str, number: int, label: str) -> Run:
+        tally = Tally()
+        started = self._clock.now()
+        run = asyncio.create_task(open_loop(client, workload, self._clock, tally, self._stop))
+        while not run.done():
+            now = self._clock.now()
+            attained = "" if tally.attained is None else f"   attained {tally.attained:.0%}"
+            text = f"{label}  {bar((now - started) / self._options.duration)}  {now - started:3.0f} s   sent {tally.sent}"
+            self._terminal.progress(f"{text}   running {tally.in_flight}{attained}", now)
+            await asyncio.wait({run}, timeout=0.25)
+        seconds = min(self._clock.now() - started, self._options.duration)
+        result = Run(policy, number, tuple(tally.answers), run.result(), seconds)
+        attained = "nothing" if tally.attained is None else f"{tally.attained:.1%}"
+        self._terminal.say(
+            f"{label}: {len(tally.answers)} answers, {attained} attained, {result.mean_running:.1f} running on average"
+        )
+        return result
+
+    async def _show_answer(self, client: Client, policy: str) -> None:
+        terminal, wrap = self._terminal, Wrap(96, "  ")
+        arrival = Arrival(0.0, SHOWN_PROMPT, CHAT.name, CHAT.slo, 128, chat=True)
+        terminal.say()
+        terminal.say(f"One answer, as {policy} streams it. {terminal.bold(SHOWN_PROMPT)}")
+        terminal.say()
+        answer = await client.ask("shown", arrival, self._clock.now(), lambda text: terminal.stream(wrap.push(text)))
+        terminal.say(wrap.rest())
+        tpot = answer.result.tpot
+        if answer.error is not None:
+            terminal.say(f"  (it failed: {answer.error})")
+        elif tpot is not None:
+            terminal.say(terminal.dim(f"  ({answer.result.output_tokens} tokens, {tpot * 1e3:.1f} ms per token)"))
+
+
+def parse(arguments: Sequence[str] | None) -> Options:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m adaserve.bench.demo",
+        description="Serve the demo pair under several policies, send each the same mixed requests, compare.",
+        epilog="Example: python -m adaserve.bench.demo --duration 30 --policies continuous,adaserve --repeats 3",
+    )
+    parser.add_argument("--policies", default="continuous,spec:2,adaserve", help="comma-separated (default: %(default)s)")
+    parser.add_argument(
+        "--duration", type=_positive, default=60.0, help="seconds of requests for each run (default: %(default)g)"
+    )
+    parser.add_argument("--rate", type=_positive, help=f"requests per second (default: what keeps {PILOT_RUNNING} running)")
+    parser.add_argument("--repeats", type=int, default=1, help="runs of each policy; tables show medians (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of arrivals and prompts (default: %(default)s)")
+    parser.add_argument("--cv", type=_positive, default=1.0, help="burstiness of arrivals, 1 is Poisson (default: %(default)g)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout, everything else on stderr")
+    given = parser.parse_args(arguments)
+    policies = tuple(name.strip() for name in given.policies.split(",") if name.strip())
+    if not policies or given.repeats < 1 or given.seed < 0:
+        parser.error("there must be at least one policy and one run, and the seed must not be negative")
+    return Options(policies, given.duration, given.rate, given.repeats, given.seed, given.cv, given.json)
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not (value > 0 and math.isfinite(value)):
+        raise argparse.ArgumentTypeError(f"must be a positive number, got {text}")
+    return value
+
+
+async def demo(options: Options, terminal: Terminal) -> DemoReport | None:
+    """Run the demo; Ctrl-C ends it with what was measured by then."""
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop.set)
+    try:
+        return await Demo(options, WallClock(), terminal, stop).run()
+    finally:
+        if stop.is_set():
+            terminal.say("Stopped early.")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demo from the command line; returns the exit status."""
+    options = parse(arguments)
+    terminal = Terminal(sys.stderr if options.as_json else sys.stdout)
+    pull = [sys.executable, "-m", "adaserve.cli.main", "pull", "demo"]
+    if subprocess.run(pull, stdout=sys.stderr).returncode != 0:
+        return 1
+    try:
+        report = asyncio.run(demo(options, terminal))
+    except AdaServeError as error:
+        terminal.say(f"demo: {error}")
+        return 1
+    if report is None:
+        return 130
+    show(report, terminal)
+    if options.as_json:
+        print(json.dumps(report.to_json()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

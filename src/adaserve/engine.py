@@ -1,0 +1,169 @@
+"""The engine: `Engine.step` is the loop's body and reads like the paper: speculate, select, verify, commit."""
+
+import threading
+from dataclasses import dataclass, replace
+
+import torch
+
+from adaserve.clock import Clock
+from adaserve.executor.executor import Executor
+from adaserve.latency import LatencyModel
+from adaserve.metrics import RequestResult
+from adaserve.policy.policy import Policy
+from adaserve.request import FinishReason, Request
+from adaserve.scheduling.scheduler import Progress, Scheduler
+from adaserve.step import StepOutcome, TokenLogprobs
+
+
+@dataclass(frozen=True)
+class Update:
+    """News of one request: tokens it gained and, with the last of them, why it ended and how it fared."""
+
+    id: str
+    tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...]
+    finish: FinishReason | None
+    result: RequestResult | None
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """The engine's state after a step: queue lengths, KV usage (0 to 1), verification budget and the rows used of it."""
+
+    running: int
+    waiting: int
+    kv_usage: float
+    budget_rows: int
+    used_rows: int
+    step_time_error: float
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step brought: news of requests, the outcome itself (None when requests were only cancelled) and the stats."""
+
+    updates: tuple[Update, ...]
+    outcome: StepOutcome | None
+    slo_selected: tuple[int, ...]
+    stats: EngineStats
+
+
+@dataclass(frozen=True)
+class Mail:
+    """What came in since the last step."""
+
+    requests: tuple[Request, ...]
+    cancelled: frozenset[str]
+
+
+class Inbox:
+    """Where other threads leave requests and cancellations for the engine."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._requests: list[Request] = []
+        self._cancelled: set[str] = set()
+
+    def add(self, request: Request) -> None:
+        """Leave a request; thread-safe."""
+        with self._changed:
+            self._requests.append(request)
+            self._changed.notify()
+
+    def cancel(self, request_id: str) -> None:
+        """Leave a cancellation; thread-safe. One that overtakes nothing and names nobody has no effect."""
+        with self._changed:
+            self._cancelled.add(request_id)
+            self._changed.notify()
+
+    def take(self) -> Mail:
+        """Empty the box."""
+        with self._changed:
+            mail = Mail(tuple(self._requests), frozenset(self._cancelled))
+            self._requests.clear()
+            self._cancelled.clear()
+            return mail
+
+    def wait(self, timeout: float) -> bool:
+        """Return once there is mail, or after `timeout` seconds; whether there is any."""
+        with self._changed:
+            return self._changed.wait_for(lambda: bool(self._requests or self._cancelled), timeout)
+
+
+class Engine:
+    """Runs requests to their end, a step at a time. `add`, `cancel` and `wait` are thread-safe; `step` belongs to one thread."""
+
+    def __init__(
+        self, *, scheduler: Scheduler, policy: Policy, executor: Executor, latency: LatencyModel, clock: Clock, baseline: float
+    ) -> None:
+        self._scheduler = scheduler
+        self._policy = policy
+        self._executor = executor
+        self._latency = latency
+        self._clock = clock
+        self._baseline = baseline
+        self._inbox = Inbox()
+
+    @property
+    def clock(self) -> Clock:
+        """The clock that `Request.arrived` must be read from."""
+        return self._clock
+
+    def add(self, request: Request) -> None:
+        """Hand in a validated request."""
+        self._inbox.add(request)
+
+    def cancel(self, request_id: str) -> None:
+        """End a request; its final update has FinishReason.CANCELLED. Unknown ids are ignored."""
+        self._inbox.cancel(request_id)
+
+    def wait(self, timeout: float) -> bool:
+        """Wait up to `timeout` seconds for mail; whether there is any."""
+        return self._inbox.wait(timeout)
+
+    def step(self) -> StepReport | None:
+        """One iteration: speculate, select, verify, commit; prompt chunks ride along with verification. None when idle."""
+        started = self._clock.now()
+        mail = self._inbox.take()
+        self._scheduler.admit(mail.requests)
+        cancelled = self._scheduler.cancel(set(mail.cancelled)) if mail.cancelled else []
+        plan = self._scheduler.plan(started)
+        if plan is None:
+            return self._report(cancelled, None, (), started) if cancelled else None
+        planned = self._clock.now()
+        candidates = self._executor.speculate(plan)  # draft model: d beam steps of width w
+        need = torch.tensor(plan.need, dtype=torch.float64, device=candidates.path_prob.device)  # [n]
+        selected = self._policy.selection(candidates, need, plan.limits)  # which nodes deserve the target's time
+        verdict = self._executor.verify(plan, candidates, selected.chosen)  # target: trees and prompt chunks, one pass
+        outcome = self._executor.commit(plan, verdict)  # keep accepted KV; tokens reach the host here
+        now = self._clock.now()
+        progress = self._scheduler.record(outcome, now)
+        bookkeeping = planned - started + self._clock.now() - now
+        outcome = replace(outcome, times=replace(outcome.times, schedule=bookkeeping))
+        self._latency.observe(outcome.shape, outcome.times)
+        slo_selected = tuple(selected.slo.sum(1).tolist())
+        return self._report(cancelled + progress, outcome, slo_selected, now)
+
+    def _report(
+        self, progress: list[Progress], outcome: StepOutcome | None, slo_selected: tuple[int, ...], now: float
+    ) -> StepReport:
+        updates = tuple(
+            Update(
+                p.state.request.id,
+                p.tokens,
+                p.logprobs,
+                p.state.finish,
+                None if p.state.finish is None else RequestResult.from_state(p.state, now, self._baseline),
+            )
+            for p in progress
+        )
+        plan = outcome.plan if outcome else None
+        stats = EngineStats(
+            running=self._scheduler.running,
+            waiting=self._scheduler.waiting,
+            kv_usage=self._scheduler.usage(),
+            budget_rows=plan.limits.nodes + len(plan.decoding) + sum(c.length for c in plan.chunks) if plan else 0,
+            used_rows=outcome.shape.rows if outcome else 0,
+            step_time_error=self._latency.error,
+        )
+        return StepReport(updates, outcome, slo_selected, stats)

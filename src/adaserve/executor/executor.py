@@ -1,0 +1,24 @@
+"""The Executor protocol: the only seam between real and simulated execution."""
+
+from typing import Protocol
+
+from torch import Tensor
+
+from adaserve.step import StepOutcome, StepPlan, Verdict
+from adaserve.tree import CandidateTree
+
+
+class Executor(Protocol):
+    """Carries out the phases of one step, in this order. Nothing but the outcome of `commit` reaches the host."""
+
+    def speculate(self, plan: StepPlan) -> CandidateTree:
+        """Let the drafter propose a tree for every decoding request: d beam steps of width w.  [n, N]"""
+        ...
+
+    def verify(self, plan: StepPlan, candidates: CandidateTree, chosen: Tensor) -> Verdict:
+        """Check the chosen nodes [n, N] bool of all trees, and compute the prompt chunks, in one pass of the target."""
+        ...
+
+    def commit(self, plan: StepPlan, verdict: Verdict) -> StepOutcome:
+        """Keep the accepted paths' keys and values; bring the tokens to the host."""
+        ...

@@ -1,0 +1,150 @@
+"""Measures the step-time curves of an executor: what a Profile is made of.
+
+Every point is a real pass of the real executor on synthetic requests: random known tokens, random trees. The host's part of a step
+and the draw are inside the measured phases, as they are when serving.
+"""
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+
+from adaserve.executor.executor import Executor
+from adaserve.request import SamplingParams
+from adaserve.step import Chunk, Limits, PageGrant, Placement, StepOutcome, StepPlan
+from adaserve.tree import MAX_NODES, ROOT, CandidateTree
+
+ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+DRAFT_ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
+SHORT, LONG = 64, 448
+REPEATS = 5
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Measured seconds: by rows of the target's pass and of one draft pass, and what a paged token costs in each."""
+
+    verify: Mapping[int, float]
+    attention: float
+    draft: Mapping[int, float]
+    draft_attention: float
+    overhead: float
+
+
+class Profiler:
+    """Times an executor that nothing else uses meanwhile.
+
+    slots, pages, page_size, length: what the executor was made with. drafts: whether it has a draft model.
+    """
+
+    def __init__(
+        self, executor: Executor, *, slots: int, pages: int, page_size: int, length: int, vocab_size: int, drafts: bool
+    ) -> None:
+        self._executor = executor
+        self._slots = slots
+        self._pages = pages
+        self._page_size = page_size
+        self._length = length
+        self._vocab_size = vocab_size
+        self._drafts = drafts
+        self._random = random.Random(0)
+
+    def curves(self, progress: Callable[[str], None]) -> Curves:
+        """Measure everything; `progress` hears a line now and then."""
+        short, long = min(SHORT, self._length // 4), min(LONG, self._length // 2)
+        verify: dict[int, float] = {}
+        overhead = 0.0
+        for rows in ROWS:
+            requests = min(rows, self._slots, self._fitting(short))
+            if rows > requests * (1 + MAX_NODES):
+                break
+            times = [o.times for o in self._time(requests, short, rows=rows)]
+            verify[rows] = median(t.verify for t in times)
+            overhead = max(overhead, median(t.commit + t.select for t in times))
+            progress(f"target, {rows} rows: {verify[rows] * 1e3:.1f} ms")
+        requests = min(8, self._slots, self._fitting(long))
+        slope = self._context_cost(
+            requests, short, long, lambda context: median(o.times.verify for o in self._time(requests, context, rows=requests))
+        )
+        draft: dict[int, float] = {}
+        draft_slope = 0.0
+        if self._drafts:
+            for rows in DRAFT_ROWS:
+                if rows > min(self._slots, self._fitting(short)):
+                    break
+                draft[rows] = median(o.times.speculate for o in self._time(rows, short, rows=rows, draft=True))
+                progress(f"draft, {rows} rows: {draft[rows] * 1e3:.1f} ms")
+            draft_slope = self._context_cost(
+                requests,
+                short,
+                long,
+                lambda context: median(o.times.speculate for o in self._time(requests, context, rows=requests, draft=True)),
+            )
+        # The curves are for no context at all; what the short one cost comes off, but never more than half.
+        return Curves(
+            verify={rows: max(t - slope * short * min(rows, self._slots), t / 2) for rows, t in verify.items()},
+            attention=slope,
+            draft={rows: max(t - draft_slope * short * rows, t / 2) for rows, t in draft.items()},
+            draft_attention=draft_slope,
+            overhead=overhead,
+        )
+
+    def _fitting(self, context: int) -> int:
+        """How many requests of this context the pages hold."""
+        return max(1, self._pages // (-(-(context + 2 + MAX_NODES) // self._page_size)))
+
+    @staticmethod
+    def _context_cost(requests: int, short: int, long: int, time: Callable[[int], float]) -> float:
+        return max(0.0, (time(long) - time(short)) / max(1, requests * (long - short)))
+
+    def _time(self, requests: int, context: int, *, rows: int, draft: bool = False) -> list[StepOutcome]:
+        """Run REPEATS like steps after a warm-up: `requests` roots, and nodes up to `rows` rows of the target's pass."""
+        outcomes = []
+        for _ in range(REPEATS + 1):
+            plan = self._plan(requests, context, draft)
+            candidates = self._executor.speculate(plan)
+            if not draft:
+                candidates = self._candidates(requests, rows)
+            chosen = candidates.path_prob > (1.0 if draft else 0.0)  # a draft pass is timed alone
+            outcomes.append(self._executor.commit(plan, self._executor.verify(plan, candidates, chosen)))
+        return outcomes[1:]
+
+    def _plan(self, requests: int, context: int, draft: bool) -> StepPlan:
+        slots = tuple(range(requests))
+        each = -(-(context + 2 + MAX_NODES) // self._page_size)
+        sampling = SamplingParams(temperature=0.0)
+        return StepPlan(
+            released=slots,
+            placed=tuple(
+                Placement(slot, tuple(self._random.choices(range(self._vocab_size), k=context)), context - 1, sampling, 0, 0, ())
+                for slot in slots
+            ),
+            grants=tuple(PageGrant(slot, 0, tuple(range(slot * each, (slot + 1) * each))) for slot in slots),
+            decoding=slots,
+            need=(0.0,) * requests,
+            room=(1,) * requests,
+            drafting=tuple(Chunk(slot, context - 1, 1, draws=True) if draft else None for slot in slots),
+            chunks=(),
+            catch_up=(),
+            limits=Limits(0, 0, 1),
+            depth=1,
+            width=1,
+            predicted=0.0,
+        )
+
+    def _candidates(self, requests: int, rows: int) -> CandidateTree:
+        """Trees of depth one whose nodes, with the roots, make up exactly `rows` rows."""
+        nodes = [(rows - requests) // requests + (i < (rows - requests) % requests) for i in range(requests)]
+        columns = max(nodes)
+        column = torch.arange(columns)
+        real = column < torch.tensor(nodes)[:, None]  # [n, N]
+        shape = (requests, columns)
+        return CandidateTree(
+            token=(column % self._vocab_size).expand(shape),
+            parent=torch.full(shape, ROOT),
+            depth=torch.ones(shape, dtype=torch.int64),
+            path_prob=torch.where(real, 0.5, 0.0).double(),
+            source=torch.zeros(shape, dtype=torch.int64),
+        )

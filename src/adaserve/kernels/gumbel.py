@@ -1,0 +1,76 @@
+"""Gumbel-max: draw one token per row as the argmax of logits plus temperature times keyed noise.
+
+`argmax(logit / T + g)` and `argmax(logit + T g)` are the same token; the second form needs no division and is plain argmax at
+T = 0. Scores are compared in float64 and ties go to the lowest token id.
+"""
+
+import torch
+from torch import Tensor
+
+from adaserve.kernels import native
+from adaserve.runtime.noise import gumbel_noise, noise_key
+
+ROWS_AT_ONCE = 16
+"""Rows whose noise the twin holds at one time: float64 over the whole vocabulary each."""
+
+_SYMBOLS = {torch.float32: "perturbed_argmax_f32", torch.float64: "perturbed_argmax_f64"}
+
+
+def perturbed_argmax(logits: Tensor, temperature: Tensor, seed: Tensor, choice: Tensor, position: Tensor) -> Tensor:
+    """Draw a token for each row: argmax over v of logits[r, v] + temperature[r] * gumbel(seed, choice, position, v).
+
+    logits [R, V] floating; temperature [R] floating, 0 for greedy; seed, choice, position [R] int64.
+    Returns [R] int64, always below V. A row with NaN gets the id of its first NaN.
+    """
+    found = _native(logits, temperature.double(), noise_key(seed, choice, position))
+    if found is None:
+        return perturbed_argmax_twin(logits, temperature, seed, choice, position)
+    token, unsure = found
+    if unsure.any():
+        again = unsure.nonzero()[:, 0]
+        twin = perturbed_argmax_twin(logits[again], temperature[again], seed[again], choice[again], position[again])
+        token[again] = twin
+    return token
+
+
+def perturbed_argmax_twin(logits: Tensor, temperature: Tensor, seed: Tensor, choice: Tensor, position: Tensor) -> Tensor:
+    """The plain torch twin of `perturbed_argmax`, for any device."""
+    token = torch.empty(logits.shape[0], dtype=torch.int64, device=logits.device)  # [R]
+    for start in range(0, logits.shape[0], ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        noise = gumbel_noise(seed[rows], choice[rows], position[rows], logits.shape[1])
+        token[rows] = torch.argmax(logits[rows].double() + temperature[rows].double().unsqueeze(1) * noise, dim=1)
+    return token
+
+
+def greedy_argmax(logits: Tensor) -> Tensor:
+    """Draw the likeliest token of each row, [R] int64: `perturbed_argmax` where every temperature is 0."""
+    nothing = torch.zeros(logits.shape[0], dtype=torch.int64, device=logits.device)  # [R]
+    found = _native(logits, nothing.double(), nothing)
+    if found is None:
+        return torch.argmax(logits, dim=1)
+    token, unsure = found
+    if unsure.any():
+        again = unsure.nonzero()[:, 0]
+        token[again] = torch.argmax(logits[again], dim=1)
+    return token
+
+
+def _native(logits: Tensor, temperature: Tensor, key: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Draw by the C++ kernel: token [R], and bool [R] where the twin must decide; None where there is no kernel."""
+    if logits.device.type != "cpu" or logits.dtype not in _SYMBOLS or logits.numel() == 0:
+        return None
+    kernel = native.function("gumbel", _SYMBOLS[logits.dtype], "pippiipp")
+    if kernel is None:
+        return None
+    if logits.stride(1) != 1:
+        logits = logits.contiguous()
+    temperature, key = temperature.contiguous(), key.contiguous()
+    token = torch.empty_like(key)  # [R]
+    unsure = torch.empty(key.shape, dtype=torch.bool)  # [R]
+    rows, vocab_size = logits.shape
+    kernel(
+        logits.data_ptr(), logits.stride(0), temperature.data_ptr(), key.data_ptr(), rows, vocab_size, token.data_ptr(),
+        unsure.data_ptr(),
+    )  # fmt: skip
+    return token, unsure

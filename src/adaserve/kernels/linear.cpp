@@ -1,0 +1,156 @@
+// y = x W^T + b for few rows (bound by the memory that holds W) and for many (bound by multiply-adds), with one order of
+// summation: every output is one chain of fused multiply-adds over k = 0, 1, 2, ..., however many rows there are.
+//
+// Packed weights: panels of C = 3 W outputs, W being the vector width in floats.
+//     float32   [N / C][K][C]
+//     bfloat16  [N / C][K / 2][C][2]     a 32-bit word holds one output's weights for k and k + 1
+#include <cstdlib>
+
+#include "simd.h"
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+constexpr int V = 3;      // vectors across a panel
+constexpr int C = V * W;  // outputs of a panel
+#if defined(__AVX__) && !defined(__AVX512F__)
+constexpr int ROWS = 4;  // 16 registers: 12 sums, 3 weights, 1 activation
+#else
+constexpr int ROWS = 8;  // 32 registers: 24 sums, 3 to 6 weights, 1 activation
+#endif
+constexpr long BLOCK = 192;   // rows that share one reading of a panel from memory
+constexpr long AHEAD = 8192;  // bytes between a weight's prefetch and its use when one tile holds all rows
+
+// What a tile fetches for later: `step` bytes for every k (float32) or pair of k's (bfloat16), from `from` on.
+struct Fetch {
+    const char* from;
+    long step;
+    inline void at(long j) const {
+        UNROLL for (int i = 0; i < V; i++) __builtin_prefetch(from + j * step + i * step / V, 0, 2);
+    }
+};
+
+// sum[r][v] += x[r][k] * weight[k][v], in order of k, for R rows.
+template <int R>
+static inline void accumulate(vfloat (&sum)[R][V], const float* x, long stride, const float* panel, long depth, Fetch fetch) {
+    for (long k = 0; k < depth; k++) {
+        vfloat weight[V];
+        fetch.at(k);
+        UNROLL for (int v = 0; v < V; v++) weight[v] = load(panel + k * C + v * W);
+        UNROLL for (int r = 0; r < R; r++) {
+            vfloat a = broadcast(x[r * stride + k]);
+            UNROLL for (int v = 0; v < V; v++) sum[r][v] += a * weight[v];
+        }
+    }
+}
+
+template <int R>
+static inline void accumulate(vfloat (&sum)[R][V], const float* x, long stride, const bf16* panel, long depth, Fetch fetch) {
+    const vuint upper = vuint{} + 0xffff0000u;
+    const long pairs = depth / 2;
+    for (long j = 0; j < pairs; j++) {
+        vfloat even[V], odd[V];
+        fetch.at(j);
+        UNROLL for (int v = 0; v < V; v++) {
+            vuint word = load_words(panel + (j * C + v * W) * 2);
+            even[v] = (vfloat)(word << 16);
+            odd[v] = (vfloat)(word & upper);
+        }
+        UNROLL for (int r = 0; r < R; r++) {
+            vfloat a = broadcast(x[r * stride + 2 * j]), b = broadcast(x[r * stride + 2 * j + 1]);
+            UNROLL for (int v = 0; v < V; v++) sum[r][v] += a * even[v];
+            UNROLL for (int v = 0; v < V; v++) sum[r][v] += b * odd[v];
+        }
+    }
+    if (depth % 2) {
+        UNROLL for (int v = 0; v < V; v++) {
+            vfloat even = (vfloat)(load_words(panel + (pairs * C + v * W) * 2) << 16);
+            UNROLL for (int r = 0; r < R; r++) sum[r][v] += broadcast(x[r * stride + depth - 1]) * even;
+        }
+    }
+}
+
+// R rows times one panel.
+template <int R, class T>
+static void tile(const float* x, long depth, const T* panel, const float* bias, float* out, long stride, int columns, Fetch fetch) {
+    vfloat sum[R][V];
+    UNROLL for (int r = 0; r < R; r++) UNROLL for (int v = 0; v < V; v++) sum[r][v] = vfloat{};
+    accumulate<R>(sum, x, depth, panel, depth, fetch);
+    float edge[C];
+    if (bias) {
+        std::memset(edge, 0, sizeof edge);
+        std::memcpy(edge, bias, columns * sizeof(float));
+        UNROLL for (int v = 0; v < V; v++) {
+            vfloat b = load(edge + v * W);
+            UNROLL for (int r = 0; r < R; r++) sum[r][v] += b;
+        }
+    }
+    UNROLL for (int r = 0; r < R; r++) {
+        if (columns == C) {
+            UNROLL for (int v = 0; v < V; v++) store(out + r * stride + v * W, sum[r][v]);
+        } else {
+            UNROLL for (int v = 0; v < V; v++) store(edge + v * W, sum[r][v]);
+            std::memcpy(out + r * stride, edge, columns * sizeof(float));
+        }
+    }
+}
+
+template <class T>
+static void rows_times_panel(long rows, const float* x, long depth, const T* panel, const float* bias, float* out, long stride,
+                             int columns, Fetch fetch) {
+    switch (rows) {
+#define CASE(R) case R: return tile<R, T>(x, depth, panel, bias, out, stride, columns, fetch);
+        CASE(1) CASE(2) CASE(3) CASE(4)
+#if !defined(__AVX__) || defined(__AVX512F__)
+        CASE(5) CASE(6) CASE(7) CASE(8)
+#endif
+#undef CASE
+    }
+}
+
+// Each panel is read from memory once for a block of rows. While one panel is at work the next is fetched into the second
+// level cache, a share by every tile, so that memory never waits for arithmetic nor arithmetic for memory.
+template <class T>
+static void multiply(const float* x, long rows, long depth, const T* packed, long outputs, const float* bias, float* out) {
+    const long panels = (outputs + C - 1) / C;
+    const long steps = sizeof(T) == 2 ? (depth + 1) / 2 : depth;
+    const long line = C * 4;  // bytes of a panel per step
+#pragma omp parallel for schedule(static) if (panels > 1)
+    for (long p = 0; p < panels; p++) {
+        const char* panel = (const char*)packed + p * steps * line;
+        const int columns = int(p + 1 == panels ? outputs - p * C : C);
+        for (long first = 0; first < rows; first += BLOCK) {
+            const long block = rows - first < BLOCK ? rows - first : BLOCK;
+            const long tiles = (block + ROWS - 1) / ROWS;
+            for (long t = 0; t < tiles; t++) {  // tiles of nearly equal height
+                const long from = first + block * t / tiles, to = first + block * (t + 1) / tiles;
+                const long step = line / tiles;
+                const Fetch fetch{tiles == 1 ? panel + AHEAD : panel + steps * (line + t * step), step};
+                rows_times_panel<T>(to - from, x + from * depth, depth, (const T*)panel, bias ? bias + p * C : nullptr,
+                                    out + from * outputs + p * C, outputs, columns, fetch);
+            }
+        }
+    }
+}
+
+EXPORT int64_t panel_outputs() { return C; }
+
+// Ask for huge pages, before first touch: a pass reads all weights, and page walks cost about a tenth of its time.
+EXPORT void advise_huge(void* p, int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    const uintptr_t page = 4096, from = ((uintptr_t)p + page - 1) / page * page, to = ((uintptr_t)p + bytes) / page * page;
+    if (to > from) madvise((void*)from, to - from, MADV_HUGEPAGE);
+#else
+    (void)p, (void)bytes;
+#endif
+}
+
+// x [rows, depth], out [rows, outputs]: outputs may be fewer than were packed.
+EXPORT void linear_float(const float* x, int64_t rows, int64_t depth, const float* packed, int64_t outputs, const float* bias, float* out) {
+    multiply<float>(x, rows, depth, packed, outputs, bias, out);
+}
+
+EXPORT void linear_bf16(const float* x, int64_t rows, int64_t depth, const bf16* packed, int64_t outputs, const float* bias, float* out) {
+    multiply<bf16>(x, rows, depth, packed, outputs, bias, out);
+}

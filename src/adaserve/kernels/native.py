@@ -1,0 +1,150 @@
+"""Builds the C++ kernels beside this file at first use and loads them; without a compiler, their torch twins take over.
+
+A library lives in the user's cache folder under a key of its sources, the compiler and the processor, so that a folder
+shared between machines stays right. OpenMP threads are torch's own: torch loads its libgomp first and torch.set_num_threads
+rules both.
+"""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch  # loads the OpenMP runtime that the kernels then share
+
+_FOLDER = Path(__file__).parent
+_COMMON = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno")
+_MACHINE = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-march=native",), ())
+"""Options for this machine, best first; the first set that the compiler takes is used."""
+
+_log = logging.getLogger(__name__)
+
+_POINTER, _INTEGER, _REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
+
+
+class NativeError(Exception):
+    """The kernels could not be built or loaded; the message says why."""
+
+
+def cache_folder() -> Path:
+    """The folder for built kernels: ADASERVE_CACHE, or ~/.cache/adaserve."""
+    root = os.environ.get("ADASERVE_CACHE")
+    return Path(root) if root else Path.home() / ".cache" / "adaserve"
+
+
+def _compiler() -> list[str]:
+    """The C++ compiler as a command: CXX, or the first of g++, clang++ and c++ on the path."""
+    named = os.environ.get("CXX")
+    if named:
+        return shlex.split(named)
+    for name in ("g++", "clang++", "c++"):
+        if shutil.which(name):
+            return [name]
+    raise NativeError("no C++ compiler (set CXX, or install g++ or clang++)")
+
+
+def _processor() -> str:
+    """What tells processors apart as far as -march=native is concerned."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine() + platform.processor()
+    wanted = ("vendor_id", "cpu family", "model\t", "model name", "flags", "Features", "CPU part")
+    return platform.machine() + "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
+
+
+def _run(command: list[str]) -> str:
+    """Run a command; its output, or NativeError with the end of what it said."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NativeError(f"{command[0]}: {error}") from error
+    if done.returncode:
+        raise NativeError(f"{shlex.join(command[:1])} failed: {done.stderr.strip()[-800:]}")
+    return done.stdout
+
+
+def build(name: str) -> Path:
+    """Compile kernels/<name>.cpp unless the cache has it; returns the library's path. Raises NativeError."""
+    compiler = _compiler()
+    source = _FOLDER / f"{name}.cpp"
+    digest = hashlib.sha256()
+    for part in (
+        source.read_text(),
+        *(header.read_text() for header in sorted(_FOLDER.glob("*.h"))),
+        _run([*compiler, "--version"]),
+        repr((_COMMON, _MACHINE)),
+        _processor(),
+    ):
+        digest.update(part.encode() + b"\0")
+    library = cache_folder() / "kernels" / f"{name}-{digest.hexdigest()[:24]}.so"
+    if library.exists():
+        return library
+    try:
+        library.parent.mkdir(parents=True, exist_ok=True)
+        # Built elsewhere and renamed: another process sees either nothing or a whole library.
+        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+            fresh = Path(folder) / library.name
+            failure = NativeError("nothing was tried")
+            for machine in _MACHINE:
+                try:
+                    _run([*compiler, *_COMMON, *machine, str(source), "-o", str(fresh)])
+                    break
+                except NativeError as error:
+                    failure = error
+            else:
+                raise failure
+            os.replace(fresh, library)
+    except OSError as error:
+        raise NativeError(f"cannot write {library.parent}: {error}") from error
+    return library
+
+
+@functools.cache
+def _warn_once(reason: str) -> None:
+    _log.warning("native kernels are off, the slower torch versions run instead: %s", reason)
+
+
+@functools.cache
+def library(name: str) -> ctypes.CDLL | None:
+    """The library built from kernels/<name>.cpp, or None (logged once) when native kernels are off or cannot be had."""
+    if os.environ.get("ADASERVE_NATIVE", "1") == "0":
+        return None
+    try:
+        return ctypes.CDLL(str(build(name)))
+    except (NativeError, OSError) as error:
+        _warn_once(str(error))
+        return None
+
+
+def function(name: str, symbol: str, signature: str) -> "ctypes._NamedFuncPointer | None":
+    """A C function of a kernel library, or None when there is none.
+
+    `signature` has a letter per argument: p pointer, i int64, d double. Nothing is returned.
+    """
+    loaded = library(name)
+    if loaded is None:
+        return None
+    found = loaded[symbol]
+    found.argtypes = [{"p": _POINTER, "i": _INTEGER, "d": _REAL}[letter] for letter in signature]
+    found.restype = None
+    return found
+
+
+def native_status() -> str:
+    """One line that says whether the native kernels are in use, and why not if not."""
+    if os.environ.get("ADASERVE_NATIVE", "1") == "0":
+        return "off: ADASERVE_NATIVE=0"
+    try:
+        for source in sorted(_FOLDER.glob("*.cpp")):
+            ctypes.CDLL(str(build(source.stem)))
+    except (NativeError, OSError) as error:
+        return f"off: {error}"
+    return f"on: {torch.get_num_threads()} threads, built in {cache_folder() / 'kernels'}"

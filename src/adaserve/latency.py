@@ -1,0 +1,283 @@
+"""How long a step will take: a measured Profile, and a LatencyModel that starts from it and corrects itself.
+
+    verify    = stairs(rows)               + attention * context
+    speculate = sum of draft stairs(rows)  + draft attention * draft context
+    overhead  = everything else (scheduling, selection, commit)
+
+The two `stairs` are curves of time by rows: flat while the weights' way through memory dominates, then climbing in steps of the
+machine's tile size. Seconds inside; the profile's file is in milliseconds, as its keys say.
+"""
+
+import json
+import math
+import os
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from adaserve.errors import InvalidConfig
+from adaserve.step import PhaseTimes, StepShape
+
+CURVES = ("verify_ms_by_rows", "draft_step_ms_by_rows")
+NUMBERS = (
+    "attention_ms_per_1000_context_tokens",
+    "draft_attention_ms_per_1000_context_tokens",
+    "step_overhead_ms",
+    "residual_cv",
+    "baseline_ms_per_token",
+)
+LARGEST = 1e9
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The step-time curves of one model pair on one machine, as `adaserve profile` measures them.
+
+    verify_ms_by_rows: target pass by rows, without the cost of context; draft_step_ms_by_rows: one pass of the draft.
+    attention_ms_per_1000_context_tokens, draft_...: cost of the paged tokens that attention reads.
+    step_overhead_ms: what a step costs beside its passes. residual_cv: standard deviation of measured / predicted.
+    baseline_ms_per_token: TPOT of one request alone, without speculation; multiples in SLOs refer to it.
+    An empty draft curve means that there is no draft model. Raises InvalidConfig for curves or numbers that make no sense.
+    """
+
+    name: str
+    verify_ms_by_rows: Mapping[int, float]
+    attention_ms_per_1000_context_tokens: float
+    draft_step_ms_by_rows: Mapping[int, float]
+    draft_attention_ms_per_1000_context_tokens: float
+    step_overhead_ms: float
+    residual_cv: float
+    baseline_ms_per_token: float
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        for key in CURVES:
+            curve = getattr(self, key)
+            for rows, cost in curve.items():
+                if not isinstance(rows, int) or isinstance(rows, bool) or not 1 <= rows <= LARGEST:
+                    raise InvalidConfig(f"profile {self.name}: {key} has {rows!r} where a positive number of rows belongs")
+                self._check(f"{key}[{rows}]", cost, zero=False)
+            object.__setattr__(self, key, dict(sorted(curve.items())))
+        if not self.verify_ms_by_rows:
+            raise InvalidConfig(f"profile {self.name}: verify_ms_by_rows is empty")
+        for key in NUMBERS:
+            self._check(key, getattr(self, key), zero=key != "baseline_ms_per_token")
+
+    def _check(self, key: str, value: object, zero: bool) -> None:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 <= value <= LARGEST or (value == 0 and not zero):  # type: ignore[operator]
+            low = "0 or more" if zero else "more than 0"
+            raise InvalidConfig(f"profile {self.name}: {key} must be a number, {low} and at most {LARGEST:g}, got {value!r}")
+
+    @classmethod
+    def from_json(cls, data: object) -> "Profile":
+        """Build a profile from its JSON object; unknown keys are ignored. Raises InvalidConfig."""
+        if not isinstance(data, dict):
+            raise InvalidConfig("a profile must be a JSON object")
+        name = str(data.get("name", "unnamed"))
+        missing = [key for key in (*CURVES, *NUMBERS) if key not in data]
+        if missing:
+            raise InvalidConfig(f"profile {name} lacks {', '.join(missing)}")
+        values: dict[str, Any] = {key: data[key] for key in NUMBERS}
+        for key in CURVES:
+            if not isinstance(data[key], dict):
+                raise InvalidConfig(f"profile {name}: {key} must map rows to milliseconds")
+            try:
+                values[key] = {int(rows): cost for rows, cost in data[key].items()}
+            except ValueError as error:
+                raise InvalidConfig(f"profile {name}: {key} must map whole numbers of rows to milliseconds") from error
+        return cls(name=name, source=str(data.get("source", "")), **values)
+
+    def to_json(self) -> dict[str, Any]:
+        """The profile as a JSON object, rows as strings."""
+        data = asdict(self)
+        for key in CURVES:
+            data[key] = {str(rows): cost for rows, cost in data[key].items()}
+        return data
+
+    @classmethod
+    def load(cls, path: Path | str) -> "Profile":
+        """Read a profile from a JSON file. Raises InvalidConfig when it is missing, broken or makes no sense."""
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InvalidConfig(f"cannot read profile {path}: {error.strerror or error}") from error
+        except (ValueError, RecursionError) as error:
+            raise InvalidConfig(f"profile {path} is not JSON: {error}") from error
+        return cls.from_json(data)
+
+    def save(self, path: Path | str) -> None:
+        """Write the profile as a JSON file; a reader sees the old file or the new one, never half of it."""
+        partial = Path(f"{path}.{os.getpid()}.partial")
+        partial.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
+        partial.replace(path)
+
+
+class _Stairs:
+    """Time by rows: linear between measured points, flat before the first, with the last slope after the last.
+
+    Each point carries a correction factor of its own, 1 to begin with.
+    """
+
+    def __init__(self, curve: Mapping[int, float]) -> None:
+        self._rows = list(curve)
+        self._measured = list(curve.values())
+        self._log = [0.0] * len(self._rows)
+        self._cost = list(self._measured)
+
+    def __call__(self, rows: int) -> float:
+        if rows <= 0 or not self._rows:
+            return 0.0
+        last = len(self._rows) - 1
+        if last == 0 or rows <= self._rows[0]:
+            return self._cost[0]
+        left = min(bisect_right(self._rows, rows) - 1, last - 1)
+        slope = (self._cost[left + 1] - self._cost[left]) / (self._rows[left + 1] - self._rows[left])
+        if rows > self._rows[last]:
+            return self._cost[last] + max(slope, 0.0) * (rows - self._rows[last])
+        return self._cost[left] + slope * (rows - self._rows[left])
+
+    def nudge(self, rows: int, step: float, bound: float) -> None:
+        """Add `step` to the log-corrections around `rows`, shared by nearness; each stays within [-bound, bound]."""
+        last = len(self._rows) - 1
+        left = max(bisect_right(self._rows, rows) - 1, 0)
+        share = 1.0 if left == last else (rows - self._rows[left]) / (self._rows[left + 1] - self._rows[left])
+        share = min(max(share, 0.0), 1.0)
+        for index, part in ((left, 1.0 - share if left < last else 1.0), (left + 1, share)):
+            if index <= last:
+                self._log[index] = min(max(self._log[index] + step * part, -bound), bound)
+                self._cost[index] = self._measured[index] * math.exp(self._log[index])
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Predicted seconds of a step, by phase; `overhead` is scheduling, selection and commit together."""
+
+    speculate: float
+    verify: float
+    overhead: float
+
+    @property
+    def total(self) -> float:
+        """The whole step's seconds."""
+        return self.speculate + self.verify + self.overhead
+
+
+class LatencyModel:
+    """Predicts a step's duration from its shape, and learns from every step that was measured.
+
+    One factor per phase follows the measured ratio: each step moves its logarithm by RATE times the surprise, and a surprise
+    counts for at most CLIP. So an outlier of any size moves a prediction by about 1%, and a profile that is wrong by 2x is
+    corrected within 100 steps. A weaker correction at each measured point of the target's curve bends its shape.
+    """
+
+    RATE = 0.05
+    POINT_RATE = 0.01
+    CLIP = 0.25
+    POINT_BOUND = math.log(1.5)
+    ERROR_WINDOW = 200
+
+    def __init__(self, profile: Profile) -> None:
+        self.profile = profile
+        self._verify = _Stairs({rows: cost / 1e3 for rows, cost in profile.verify_ms_by_rows.items()})
+        self._draft = _Stairs({rows: cost / 1e3 for rows, cost in profile.draft_step_ms_by_rows.items()})
+        self._attention = profile.attention_ms_per_1000_context_tokens / 1e6  # s per token
+        self._draft_attention = profile.draft_attention_ms_per_1000_context_tokens / 1e6
+        self._verify_factor = 1.0
+        self._draft_factor = 1.0
+        self._overhead = profile.step_overhead_ms / 1e3
+        self._error = 0.0
+        self._observed = 0
+
+    @property
+    def baseline(self) -> float:
+        """Seconds per token of one request alone, without speculation; as measured, never corrected, for SLOs refer to it."""
+        return self.profile.baseline_ms_per_token / 1e3
+
+    @property
+    def error(self) -> float:
+        """Running mean of |predicted / measured - 1|, over about the last ERROR_WINDOW steps; 0 before the first."""
+        return self._error
+
+    def predict(self, shape: StepShape) -> float:
+        """Predicted seconds of a step of this shape."""
+        return self._speculate(shape) + self._verify_seconds(shape) + self._overhead
+
+    def predict_phases(self, shape: StepShape) -> Prediction:
+        """Predicted seconds of a step of this shape, by phase."""
+        return Prediction(self._speculate(shape), self._verify_seconds(shape), self._overhead)
+
+    def observe(self, shape: StepShape, times: PhaseTimes) -> None:
+        """Learn from a measured step. Times that are not finite, or phases that took no time, teach nothing."""
+        measured = times.total
+        if not (math.isfinite(measured) and measured > 0):
+            return
+        predicted = self.predict_phases(shape)
+        self._observed += 1
+        weight = 1 / min(self._observed, self.ERROR_WINDOW)
+        self._error += weight * (abs(predicted.total / measured - 1) - self._error)
+
+        if predicted.speculate > 0 and times.speculate > 0:
+            self._draft_factor *= math.exp(self.RATE * self._surprise(times.speculate / predicted.speculate))
+        if predicted.verify > 0 and times.verify > 0:
+            surprise = self._surprise(times.verify / predicted.verify)
+            self._verify_factor *= math.exp(self.RATE * surprise)
+            self._verify.nudge(shape.rows, self.POINT_RATE * surprise, self.POINT_BOUND)
+        # All that no curve predicts is overhead, an n-gram drafter's time too. It may be zero in the profile, so it is corrected
+        # by differences instead of ratios, at most CLIP of the step at once.
+        explained = (times.speculate if predicted.speculate > 0 else 0.0) + (times.verify if predicted.verify > 0 else 0.0)
+        rest = measured - explained - predicted.overhead
+        bound = self.CLIP * predicted.total
+        self._overhead = max(self._overhead + self.RATE * min(max(rest, -bound), bound), 0.0)
+
+    def _speculate(self, shape: StepShape) -> float:
+        draft = self._draft
+        seconds = self._draft_attention * shape.draft_context
+        for rows in shape.draft_rows:
+            seconds += draft(rows)
+        return self._draft_factor * seconds
+
+    def _verify_seconds(self, shape: StepShape) -> float:
+        return self._verify_factor * (self._verify(shape.rows) + self._attention * shape.context)
+
+    def _surprise(self, ratio: float) -> float:
+        return min(max(math.log(ratio), -self.CLIP), self.CLIP)
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """Rows a step may spend: `verify` is B1, of the target's pass; `draft` is B2, of each draft pass."""
+
+    verify: int
+    draft: int
+
+
+def budget_from(profile: Profile, requests: int, verify_stretch: float = 2.0, draft_stretch: float = 1.5) -> Budgets:
+    """Take default budgets B1 and B2 from the measured curves: the free rows of a memory-bound machine.
+
+    A pass over one row loads all the weights, and more rows ride along for little until arithmetic takes over. Slowing each
+    step down is fair only as far as the accepted tokens pay for it: about two tokens come of a step with modest drafts, so
+    by default the target's pass may take `verify_stretch` = 2 times a one-row pass; draft passes run d times a step and earn
+    nothing by themselves, so they get `draft_stretch` = 1.5.
+
+    Among the measured points within the stretch, the one with the least time per row is taken, the larger of equals. On a
+    staircase that is the far edge of a stair: the first row of the next stair would pay for the whole of it. Points between
+    measurements are not trusted, since the next stair may begin right behind the last measured row.
+
+    requests: how many may decode at once; each needs a root row, so neither budget is below it. A grid search over real runs
+    finds better values; these are where it starts. Raises InvalidConfig for a stretch below 1 or fewer than one request.
+    """
+    if requests < 1 or not (verify_stretch >= 1 and draft_stretch >= 1):
+        raise InvalidConfig("a budget needs at least one request and a stretch of at least 1")
+
+    def edge(curve: Mapping[int, float], stretch: float) -> int:
+        points = list(curve.items())
+        affordable = [(rows, cost) for rows, cost in points if cost <= stretch * points[0][1]]
+        return min(affordable, key=lambda point: (point[1] / point[0], -point[0]))[0] if affordable else 0
+
+    return Budgets(
+        max(edge(profile.verify_ms_by_rows, verify_stretch), requests),
+        max(edge(profile.draft_step_ms_by_rows, draft_stretch), requests),
+    )

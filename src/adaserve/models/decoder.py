@@ -1,0 +1,110 @@
+"""The one decoder of all families: Llama, Mistral, Qwen2, Qwen3 and what calls itself one of them.
+
+    embedding -> [ norm -> qkv -> rotate, store -> attention -> output -(+)-> norm -> gate, up -> silu * -> down -(+)-> ] -> norm -> head
+                                                                         |                                        |
+                                                                     residual                                 residual
+
+Families differ only in whether a bias or a per-head norm is there. All rows of a batch are alike: see runtime/batch.py.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adaserve.attention.paged import attend
+from adaserve.cache.pool import KVPool
+from adaserve.kernels.gate import silu_mul
+from adaserve.kernels.linear import Linear
+from adaserve.kernels.norm import add_rms_norm, rms_norm
+from adaserve.kernels.rotary import RotaryTable, rotate_and_store
+from adaserve.models.config import ModelConfig
+from adaserve.runtime.batch import ForwardBatch
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One transformer block. Projections that read the same input are fused, query first, gate first.
+
+    qkv: hidden -> (H + 2 KH) * hd. gate_up: hidden -> 2 * intermediate. q_norm, k_norm [hd] exist in Qwen3 only.
+    """
+
+    input_norm: Tensor
+    qkv: Linear
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    output: Linear
+    mlp_norm: Tensor
+    gate_up: Linear
+    down: Linear
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A language model that reads keys and values from a paged pool and writes them there.
+
+    embedding  [V, hidden] in the weights' dtype
+    norm       [hidden]
+    head       hidden -> V; may share the embedding's memory
+    table      rotary angles; its length is the longest context that this decoder can serve
+    dtype      of activations, keys and values: float64 for float64 weights; on a CPU float32 otherwise
+    """
+
+    config: ModelConfig
+    embedding: Tensor
+    layers: tuple[Layer, ...]
+    norm: Tensor
+    head: Linear
+    table: RotaryTable
+    dtype: torch.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights live."""
+        return self.embedding.device
+
+    @property
+    def max_positions(self) -> int:
+        """The longest context in tokens."""
+        return self.table.cos.shape[0]
+
+    def new_pool(self, *, pages: int, page_size: int, slots: int) -> KVPool:
+        """Make an empty KV pool that fits this model."""
+        return KVPool(
+            layers=self.config.layers,
+            heads=self.config.kv_heads,
+            head_dim=self.config.head_dim,
+            pages=pages,
+            page_size=page_size,
+            slots=slots,
+            dtype=self.dtype,
+            device=self.device,
+        )
+
+    def forward(self, batch: ForwardBatch, pool: KVPool) -> Tensor:
+        """Run all rows through all layers; their keys and values are written to `pool`.
+
+        Returns the hidden states after the final norm  # [B, hidden]
+        """
+        eps = self.config.eps
+        scale = self.config.head_dim**-0.5
+        residual = self.embedding[batch.token].to(self.dtype)  # [B, hidden]
+        x = rms_norm(residual, self.layers[0].input_norm, eps)  # [B, hidden]
+        next_norms = [layer.input_norm for layer in self.layers[1:]] + [self.norm]
+        for index, (layer, next_norm) in enumerate(zip(self.layers, next_norms, strict=True)):
+            keys, values = pool.keys[index], pool.values[index]  # [R, KH, hd] each
+            q = rotate_and_store(
+                layer.qkv(x), self.table, batch.position, batch.dest, keys, values, layer.q_norm, layer.k_norm, eps
+            )  # [B, H, hd]
+            attended = attend(q, keys, values, batch, scale)  # [B, H * hd]
+            x, residual = add_rms_norm(layer.output(attended), residual, layer.mlp_norm, eps)
+            x, residual = add_rms_norm(layer.down(silu_mul(layer.gate_up(x))), residual, next_norm, eps)
+        return x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of every token after each of the given hidden states, e.g. some rows of what `forward` returned.
+
+        hidden [R, hidden] -> [R, V], float64 for a float64 model, float32 otherwise.
+        """
+        scores = self.head(hidden)  # [R, V]
+        return scores if scores.dtype == torch.float64 else scores.float()

@@ -1,0 +1,126 @@
+"""Selection: which candidate nodes deserve the target's time. Pure tensor functions that run where their tensors live.
+
+Everything here rests on two facts about a CandidateTree: f never rises along a path, and parents stand before their children.
+Hence a *stable* descending sort by f keeps parents ahead of children, and every prefix of it, "the k best nodes", is a connected
+tree. (An unstable sort may put a child before a parent of equal f.) Nothing here looks at a tensor's values on the host.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from adaserve.step import Limits, Order
+from adaserve.tree import MAX_NODES, CandidateTree
+
+
+@dataclass(frozen=True)
+class Selected:
+    """What a selection chose.
+
+    chosen [n, N] bool  nodes to verify: connected, never padding, at most MAX_NODES a request and limits.nodes over all
+    slo    [n, N] bool  those among them that the SLO phase chose, for the sake of their request's target; the others were chosen
+                        for the throughput of the batch
+    """
+
+    chosen: Tensor
+    slo: Tensor
+
+
+class Selection(Protocol):
+    """Decides which candidates to verify."""
+
+    def __call__(self, candidates: CandidateTree, need: Tensor, limits: Limits) -> Selected:
+        """Choose among the candidates; need [n] float64 is A_i, the tokens that each request must gain now (0: no target)."""
+        ...
+
+
+class SloSelection:
+    """The paper's selection (Algorithm 2, lines "SLO-customised" and "throughput-optimised"): targets first, then throughput.
+
+    SLO phase: requests in `limits.order`; each takes its best candidates until 1 + sum f >= min(A_i, d + 1), at most
+    `limits.per_request` of them, while `limits.nodes` last. Throughput phase: the best remaining candidates of all requests until
+    `limits.nodes` are spent. (The paper's pseudocode spends while the budget is >= 0, one too many; here never more than given.)
+
+    Ties. Requests of equal need: the lower index first. Candidates of one request with equal f: the lower column first.
+    Candidates of different requests with equal f (throughput phase): the request that holds fewer nodes, then the lower index.
+    """
+
+    def __call__(self, candidates: CandidateTree, need: Tensor, limits: Limits) -> Selected:
+        """Choose by Algorithm 2; need [n] float64."""
+        n, columns = candidates.path_prob.shape
+        if n == 0 or columns == 0 or limits.nodes <= 0:
+            nothing = torch.zeros_like(candidates.token, dtype=torch.bool)
+            return Selected(nothing, nothing)
+        prob, column = candidates.path_prob.sort(dim=1, descending=True, stable=True)  # [n, N], each request's best first
+        kept = min(columns, MAX_NODES)  # no request may have more, so its other candidates do not matter
+        prob = prob[:, :kept]  # [n, R], by rank
+        rank = torch.arange(columns, device=prob.device)  # [N]
+
+        taken = _slo_counts(prob, need, limits)  # [n]
+        everything_fits = n * kept <= limits.nodes
+        total = (prob > 0).sum(1) if everything_fits else taken + _throughput_counts(prob, taken, limits.nodes)  # [n]
+        chosen = torch.empty_like(column, dtype=torch.bool).scatter_(1, column, rank < total[:, None])
+        slo = torch.empty_like(chosen).scatter_(1, column, rank < taken[:, None])
+        return Selected(chosen, slo)
+
+
+def _slo_counts(prob: Tensor, need: Tensor, limits: Limits) -> Tensor:
+    """How many of its best candidates each request gets in the SLO phase, [n]; prob [n, R] float64, best first."""
+    # Column k of `gained` is 1 + the sum of the k best f: what the request expects when it has k nodes.
+    gained = pad(prob, (1, 0), value=1.0).cumsum(1)  # [n, 1 + R]
+    target = need.clamp(max=limits.depth + 1)[:, None]  # [n, 1]
+    most = max(min(limits.per_request, prob.shape[1]), 0)
+    wanted = ((gained[:, :most] < target) & (prob[:, :most] > 0)).sum(1)  # [n], nodes until the target is met
+
+    order = _order(gained[:, most], need, limits.order)  # [n]
+    queued = wanted[order].cumsum(0)  # [n], nodes wanted by each request and those before it
+    granted = queued.clamp(max=limits.nodes)
+    return torch.empty_like(wanted).scatter_(0, order, granted - pad(granted[:-1], (1, 0)))
+
+
+def _order(reach: Tensor, need: Tensor, order: Order) -> Tensor:
+    """Requests as the SLO phase serves them, [n]; reach [n] is what each expects to gain with its best `per_request` nodes."""
+    if order is Order.EASIEST:
+        return need.argsort(stable=True)
+    neediest = need.argsort(descending=True, stable=True)
+    if order is Order.NEEDIEST:
+        return neediest
+    # Those who can reach their target whatever the others do come first, so that hopeless ones cannot eat the budget.
+    hopeless = (reach < need)[neediest].to(torch.uint8)
+    return neediest[hopeless.argsort(stable=True)]
+
+
+def _throughput_counts(prob: Tensor, taken: Tensor, nodes: int) -> Tensor:
+    """How many more nodes each request gets in the throughput phase, [n]; prob [n, R], the best `taken` [n] of them gone."""
+    n, ranks = prob.shape
+    rank = torch.arange(ranks, device=prob.device)
+    rest = prob.masked_fill(rank < taken[:, None], 0.0)  # [n, R]
+    # Rank-major, so that of equals the request with fewer nodes comes first.
+    best, flat = rest.t().flatten().sort(descending=True, stable=True)  # [R * n]
+    best, flat = best[:nodes], flat[:nodes]
+    left = nodes - taken.sum()
+    bought = (torch.arange(best.shape[0], device=prob.device) < left) & (best > 0)
+    return torch.zeros_like(taken).scatter_add_(0, flat % n, bought.to(taken.dtype))
+
+
+class ChainSelection:
+    """Verify everything that the drafter proposed, blind to needs and probabilities: fixed chains of K tokens (`spec:K`).
+
+    When `limits.nodes` cannot hold all candidates, shallow nodes come first: all requests' first tokens, then their second ones,
+    and so on; within one depth the lower column, then the lower request. Trees work as well as chains.
+    """
+
+    def __call__(self, candidates: CandidateTree, need: Tensor, limits: Limits) -> Selected:
+        """Choose all candidates, or as many of the shallowest as fit; `need` is not looked at."""
+        n, columns = candidates.path_prob.shape
+        real = candidates.path_prob > 0  # [n, N]
+        real &= real.cumsum(1) <= MAX_NODES
+        if n * columns > limits.nodes:
+            depth = candidates.depth.masked_fill(~real, columns + 1)  # [n, N], padding last
+            order = depth.t().flatten().argsort(stable=True)[: max(limits.nodes, 0)]
+            fits = torch.zeros(n * columns, dtype=torch.bool, device=real.device).scatter_(0, order, True)
+            real &= fits.view(columns, n).t()
+        return Selected(real, torch.zeros_like(real))

@@ -1,0 +1,118 @@
+"""SlotTable: what every slot's request knows and owns, as tensors that model passes are built from."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from adaserve.runtime.batch import TAIL_ROWS, ForwardBatch
+from adaserve.runtime.sampling import History
+from adaserve.step import Chunk, PageGrant, Placement
+from adaserve.tree import DraftTree
+
+
+class SlotTable:
+    """Known tokens and pages of all slots.
+
+    tokens [slots, L] int64: known tokens of every slot, of which the first `known` [slots] int64 count.
+    pages [slots, P] int64: the slot's pages in order of position.
+    """
+
+    def __init__(self, *, slots: int, length: int, page_size: int, device: torch.device | str = "cpu") -> None:
+        self.page_size = page_size
+        self.tokens = torch.zeros(slots, length + 64, dtype=torch.int64, device=device)  # [slots, L]
+        self.known = torch.zeros(slots, dtype=torch.int64, device=device)  # [slots]
+        self.pages = torch.zeros(slots, -(-(length + 64) // page_size), dtype=torch.int64, device=device)  # [slots, P]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tables live."""
+        return self.tokens.device
+
+    @property
+    def history(self) -> History:
+        """The known tokens, as sampling wants them."""
+        return History(self.tokens, self.known)
+
+    def place(self, placement: Placement) -> None:
+        """A request comes to a slot with its known tokens."""
+        count = len(placement.tokens)
+        self.tokens[placement.slot, :count] = torch.tensor(placement.tokens, device=self.device)
+        self.known[placement.slot] = count
+
+    def grant(self, grant: PageGrant) -> None:
+        """A slot owns more pages from now on."""
+        end = grant.first + len(grant.pages)
+        self.pages[grant.slot, grant.first : end] = torch.tensor(grant.pages, device=self.device)
+
+    def gain(self, slot: Tensor, tokens: Tensor, length: Tensor) -> None:
+        """Append tokens [n, D + 1], of which the first `length` [n] count, to the known tokens of `slot` [n]."""
+        offset = torch.arange(tokens.shape[1], device=self.device)  # [D + 1]
+        # What lies beyond the known tokens means nothing, so the padding may be written too.
+        self.tokens[slot[:, None], self.known[slot][:, None] + offset] = tokens
+        self.known[slot] += length
+
+    def page_rows(self, slot: Tensor, position: Tensor) -> Tensor:
+        """The pool rows of paged positions: slot [m], position [m] -> [m]."""
+        page = self.pages[slot, position // self.page_size]
+        return page * self.page_size + position % self.page_size
+
+    def known_batch(self, chunks: Sequence[Chunk], tail_start: int) -> ForwardBatch:
+        """Rows of known tokens, causal by position; one group a chunk."""
+        return self._batch([self._known_rows(chunks)], _starts([c.length for c in chunks]), [c.slot for c in chunks], tail_start)
+
+    def tree_batch(self, tree: DraftTree, decoding: Sequence[int], chunks: Sequence[Chunk], tail_start: int) -> ForwardBatch:
+        """The rows of the trees, masked by ancestors, then the rows of prompt chunks, causal by position; a group each.
+
+        The root is a known token: its key and value go to its page. Draft nodes live in the tail until they are accepted.
+        """
+        slot = torch.tensor(decoding, dtype=torch.int64, device=self.device)[tree.row]  # [B]
+        known = self.known[slot]  # [B]
+        tail = tail_start + slot * TAIL_ROWS + tree.node
+        dest = torch.where(tree.depth == 0, self.page_rows(slot, known - 1), tail)
+        rows = (tree.token, known - 1 + tree.depth, known, tree.mask, dest)
+        first = torch.cat([tree.root, torch.tensor(_starts([c.length for c in chunks]), device=self.device) + tree.rows])
+        return self._batch([rows, self._known_rows(chunks)], first, [*decoding, *(c.slot for c in chunks)], tail_start)
+
+    def beam_batch(
+        self, slot: Tensor, token: Tensor, mask: Tensor, tail: Tensor, depth: int, tail_start: int, slots: Sequence[int]
+    ) -> ForwardBatch:
+        """The rows of one draft step: slot [n]; token, mask [n, w]; tail [w]: their rows in the tail; one group a request."""
+        n, width = token.shape
+        known = self.known[slot].repeat_interleave(width)  # [n * w]
+        dest = (tail_start + slot[:, None] * TAIL_ROWS + tail).flatten()
+        rows = (token.flatten(), known - 1 + depth, known, mask.flatten(), dest)
+        return self._batch([rows], list(range(0, (n + 1) * width, width)), slots, tail_start)
+
+    def _known_rows(self, chunks: Sequence[Chunk]) -> tuple[Tensor, ...]:
+        """Token, position, prefix, mask and dest of every row of the chunks, [m] each."""
+        lengths = torch.tensor([c.length for c in chunks], dtype=torch.int64, device=self.device)  # [C]
+        slot = torch.tensor([c.slot for c in chunks], dtype=torch.int64, device=self.device).repeat_interleave(lengths)  # [m]
+        shift = torch.tensor([c.start for c in chunks], dtype=torch.int64, device=self.device) - lengths.cumsum(0) + lengths
+        position = torch.arange(slot.shape[0], device=self.device) + shift.repeat_interleave(lengths)  # [m]
+        dest = self.page_rows(slot, position)
+        return self.tokens[slot, position], position, position + 1, torch.zeros_like(position), dest
+
+    def _batch(
+        self, rows: list[tuple[Tensor, ...]], start: list[int] | Tensor, slots: Sequence[int], tail_start: int
+    ) -> ForwardBatch:
+        token, position, prefix, mask, dest = (torch.cat(part) for part in zip(*rows, strict=True))
+        return ForwardBatch(
+            token=token,
+            position=position,
+            prefix=prefix,
+            mask=mask,
+            dest=dest,
+            start=torch.as_tensor(start, dtype=torch.int64, device=self.device),
+            slot=torch.tensor(slots, dtype=torch.int64, device=self.device),
+            pages=self.pages,
+            page_size=self.page_size,
+            tail_start=tail_start,
+        )
+
+
+def _starts(lengths: list[int]) -> list[int]:
+    starts = [0]
+    for length in lengths:
+        starts.append(starts[-1] + length)
+    return starts

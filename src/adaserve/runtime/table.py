@@ -1,0 +1,147 @@
+"""SamplingTable: the sampling parameters of the requests on the slots, as device tensors and as flags that the host knows.
+
+Written once when a request comes to a slot and read by every draw. The flags tell a draw, without asking the device, which
+kinds of processing any of its requests needs; what none needs costs nothing.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adaserve.request import SamplingParams
+from adaserve.step import Placement
+
+
+@dataclass(frozen=True)
+class Traits:
+    """Which kinds of processing a set of requests needs. `most_k`: the largest top_k among them, 0 if none truncates so."""
+
+    noise: bool = False
+    bias: bool = False
+    history: bool = False
+    minimum: bool = False
+    truncation: bool = False
+    most_k: int = 0
+
+    @property
+    def changes_logits(self) -> bool:
+        """Whether anything happens to the logits before the draw."""
+        return self.bias or self.history or self.minimum or self.truncation
+
+    def __or__(self, other: "Traits") -> "Traits":
+        return Traits(
+            self.noise or other.noise,
+            self.bias or other.bias,
+            self.history or other.history,
+            self.minimum or other.minimum,
+            self.truncation or other.truncation,
+            max(self.most_k, other.most_k),
+        )
+
+
+class SparseRows:
+    """A short list of (token id, number) for each slot, as padded tensors that grow with the longest list.
+
+    ids [slots, W] int64, numbers [slots, W] float64. Padding repeats the slot's first id (0 if it has none) with number 0.
+    """
+
+    def __init__(self, slots: int, device: torch.device | str) -> None:
+        self.ids = torch.zeros(slots, 1, dtype=torch.int64, device=device)
+        self.numbers = torch.zeros(slots, 1, dtype=torch.float64, device=device)
+
+    def set(self, slot: int, entries: dict[int, float]) -> None:
+        """Give a slot its list."""
+        missing = len(entries) - self.ids.shape[1]
+        if missing > 0:
+            # What is added repeats the first id, as padding does.
+            self.ids = torch.cat([self.ids, self.ids[:, :1].expand(-1, missing)], dim=1)
+            self.numbers = torch.nn.functional.pad(self.numbers, (0, missing))
+        padding = self.ids.shape[1] - len(entries)
+        first = next(iter(entries), 0)
+        self.ids[slot] = torch.tensor([*entries, *[first] * padding])
+        self.numbers[slot] = torch.tensor([*entries.values(), *[0.0] * padding], dtype=torch.float64)
+
+
+class SamplingTable:
+    """Sampling parameters of all slots.
+
+    temperature, top_p, min_p, presence, frequency, repetition: [slots] float64. seed, choice, top_k, prompt_length: [slots]
+    int64. shortest: [slots] int64, the first absolute position at which a stop id may be drawn. changes: [slots] bool, whether
+    the slot's logits are processed at all. bias, stops: SparseRows.
+    """
+
+    def __init__(self, slots: int, vocab_size: int, device: torch.device | str = "cpu") -> None:
+        def numbers(value: float) -> Tensor:
+            return torch.full((slots,), value, dtype=torch.float64, device=device)
+
+        def integers() -> Tensor:
+            return torch.zeros(slots, dtype=torch.int64, device=device)
+
+        self.vocab_size = vocab_size
+        self.temperature, self.top_p, self.min_p = numbers(0.0), numbers(1.0), numbers(0.0)
+        self.presence, self.frequency, self.repetition = numbers(0.0), numbers(0.0), numbers(1.0)
+        self.seed, self.choice, self.top_k = integers(), integers(), integers()
+        self.prompt_length, self.shortest = integers(), integers()
+        self.changes = torch.zeros(slots, dtype=torch.bool, device=device)
+        self.bias, self.stops = SparseRows(slots, device), SparseRows(slots, device)
+        self._traits: dict[int, Traits] = {}
+
+    def place(self, placement: Placement) -> None:
+        """Write a request's parameters to its slot. Token ids outside the vocabulary are left out: they cannot be drawn."""
+        slot, sampling = placement.slot, placement.sampling
+        stops = {token: 0.0 for token in placement.stop_ids if token < self.vocab_size}
+        bias = {token: number for token, number in sampling.logit_bias.items() if token < self.vocab_size}
+        traits = _traits(sampling, bool(bias), bool(stops))
+        self.temperature[slot] = sampling.temperature
+        self.top_p[slot] = sampling.top_p
+        self.min_p[slot] = sampling.min_p
+        self.top_k[slot] = sampling.top_k
+        self.presence[slot] = sampling.presence_penalty
+        self.frequency[slot] = sampling.frequency_penalty
+        self.repetition[slot] = sampling.repetition_penalty
+        self.seed[slot] = (placement.seed + 2**63) % 2**64 - 2**63
+        self.choice[slot] = placement.choice
+        self.prompt_length[slot] = placement.prompt_length
+        self.shortest[slot] = placement.prompt_length + sampling.min_tokens
+        self.changes[slot] = traits.changes_logits
+        if traits.bias or slot in self._traits and self._traits[slot].bias:
+            self.bias.set(slot, bias)
+        if traits.minimum:
+            self.stops.set(slot, stops)
+        self._traits[slot] = traits
+
+    def release(self, slot: int) -> None:
+        """Return a slot to plain greedy drawing."""
+        before = self._traits.pop(slot, None)
+        for values, neutral in (
+            (self.temperature, 0.0), (self.top_p, 1.0), (self.min_p, 0.0),
+            (self.presence, 0.0), (self.frequency, 0.0), (self.repetition, 1.0),
+        ):  # fmt: skip
+            values[slot] = neutral
+        for values in (self.seed, self.choice, self.top_k, self.prompt_length, self.shortest):
+            values[slot] = 0
+        self.changes[slot] = False
+        if before is not None and before.bias:
+            self.bias.set(slot, {})
+
+    def traits(self, slots: tuple[int, ...]) -> Traits:
+        """Say what the requests on these slots need together."""
+        union = Traits()
+        for slot in slots:
+            union |= self._traits[slot]
+        return union
+
+
+def _traits(sampling: SamplingParams, bias: bool, stops: bool) -> Traits:
+    """Say what a request needs. A greedy one needs no truncation: its argmax survives it."""
+    random = sampling.temperature > 0
+    most_k = sampling.top_k if random else 0
+    return Traits(
+        noise=random,
+        bias=bias,
+        history=sampling.uses_history,
+        minimum=stops and sampling.min_tokens > 0,
+        truncation=random and (most_k > 0 or sampling.top_p < 1 or sampling.min_p > 0),
+        most_k=most_k,
+    )

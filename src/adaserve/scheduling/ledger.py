@@ -1,0 +1,71 @@
+"""PageLedger: which pages each request holds, in the scheduler's terms."""
+
+from adaserve.pages import PagePool
+from adaserve.request import RequestState
+from adaserve.step import PageGrant
+
+
+class PageLedger:
+    """Gives requests pages for their known tokens and takes them back; offers full pages for reuse if `reuse` says so."""
+
+    def __init__(self, pool: PagePool, reuse: bool) -> None:
+        self._pool = pool
+        self._reuse = reuse
+
+    @property
+    def usage(self) -> float:
+        """Share of the pages held, 0 to 1."""
+        return self._pool.usage
+
+    def open(self, state: RequestState, reserve: int) -> bool:
+        """Give a request pages for its known tokens and the next one, reusing cached prefixes; false if they do not fit.
+
+        `reserve` pages stay untouched, so that running requests can grow before the newcomer has to leave again.
+        """
+        needed = self._pages_for(len(state.tokens) + 1)
+        matched: tuple[int, ...] = ()
+        computed = draft_computed = 0
+        if self._reuse:
+            match = self._pool.match(state.tokens, state.request.cache_salt)
+            matched, computed, draft_computed = match.pages, match.tokens, match.draft_tokens
+        self._pool.acquire(matched)
+        fresh = needed - len(matched)
+        granted = self._pool.allocate(fresh) if fresh + reserve <= self._pool.free else None
+        if granted is None:
+            self._pool.release(matched)
+            return False
+        state.pages = [*matched, *granted]
+        state.computed, state.draft_computed = computed, draft_computed
+        state.cached_tokens = max(state.cached_tokens, computed) if state.preemptions == 0 else state.cached_tokens
+        return True
+
+    def grow(self, state: RequestState, reach: int) -> PageGrant | None:
+        """Give a running request pages for `reach` tokens; None if there are not enough left."""
+        assert state.slot is not None
+        missing = self._pages_for(reach) - len(state.pages)
+        if missing <= 0:
+            return PageGrant(state.slot, len(state.pages), ())
+        fresh = self._pool.allocate(missing)
+        if fresh is None:
+            return None
+        grant = PageGrant(state.slot, len(state.pages), tuple(fresh))
+        state.pages += fresh
+        return grant
+
+    def publish(self, state: RequestState) -> None:
+        """Offer the request's full pages to later requests."""
+        if self._reuse:
+            self._pool.publish(state.pages, state.tokens, state.request.cache_salt, state.computed, state.draft_computed)
+
+    def close(self, state: RequestState) -> None:
+        """Take back everything; what is published stays cached until its page is needed."""
+        self.publish(state)
+        self._pool.release(state.pages)
+        state.pages = []
+
+    def check(self, states: list[RequestState]) -> None:
+        """Raise AssertionError unless exactly these requests hold pages."""
+        self._pool.check([s.pages for s in states])
+
+    def _pages_for(self, tokens: int) -> int:
+        return -(-tokens // self._pool.page_size)

@@ -1,0 +1,48 @@
+"""The Drafter protocol: whoever proposes candidate trees."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from adaserve.runtime.slots import SlotTable
+from adaserve.step import Drafted, Placement, StepPlan
+from adaserve.tree import CandidateTree, DraftTree
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What became of a step's trees, told to the drafter before the slots' tables take the gained tokens in.
+
+    accepted [B] bool: rows of `tree` on the accepted path; gained: per decoding slot, the tokens gained.
+    """
+
+    tree: DraftTree
+    accepted: Tensor
+    gained: tuple[tuple[int, ...], ...]
+    first_tokens: tuple[tuple[int, int], ...]
+    drafted: Drafted
+
+
+class Drafter(Protocol):
+    """Proposes trees, and is told what became of them."""
+
+    def place(self, placement: Placement) -> None:
+        """A request comes to a slot."""
+        ...
+
+    def release(self, slot: int) -> None:
+        """A slot's request has gone."""
+        ...
+
+    def work(self, plan: StepPlan) -> tuple[tuple[int, ...], int]:
+        """Rows of each pass over a draft model that `propose` makes, and the paged tokens that its attention reads."""
+        ...
+
+    def propose(self, plan: StepPlan, table: SlotTable) -> CandidateTree:
+        """Do the plan's catch-up and grow trees of the plan's depth and width for those that draft.  [n, N]"""
+        ...
+
+    def keep(self, plan: StepPlan, table: SlotTable, kept: Kept) -> None:
+        """Keep what was accepted. Called before the gained tokens become known to `table`."""
+        ...

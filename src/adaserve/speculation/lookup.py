@@ -1,0 +1,37 @@
+"""The n-gram drafter as a Drafter: no model, no cache, host work only."""
+
+from adaserve.runtime.slots import SlotTable
+from adaserve.speculation.drafter import Kept
+from adaserve.speculation.ngram import NgramDrafter
+from adaserve.step import Placement, StepPlan
+from adaserve.tree import CandidateTree
+
+
+class LookupDrafter:
+    """Feeds an NgramDrafter with the tokens that requests gain."""
+
+    def __init__(self, ngrams: NgramDrafter) -> None:
+        self._ngrams = ngrams
+
+    def place(self, placement: Placement) -> None:
+        """Index the request's known tokens."""
+        self._ngrams.place(placement.slot, placement.tokens)
+
+    def release(self, slot: int) -> None:
+        """Forget the slot's tokens."""
+        self._ngrams.release(slot)
+
+    def work(self, plan: StepPlan) -> tuple[tuple[int, ...], int]:
+        """None: there is no model."""
+        return (), 0
+
+    def propose(self, plan: StepPlan, table: SlotTable) -> CandidateTree:
+        """One chain of up to d tokens for every request that drafts.  [n, d]"""
+        drafting = [chunk is not None for chunk in plan.drafting]
+        return self._ngrams.propose(plan.decoding, plan.depth, plan.room, drafting, table.device)
+
+    def keep(self, plan: StepPlan, table: SlotTable, kept: Kept) -> None:
+        """Index what was gained, and learn how often proposals were right."""
+        for slot, tokens in (*zip(plan.decoding, kept.gained, strict=True), *((s, (t,)) for s, t in kept.first_tokens)):
+            self._ngrams.append(slot, tokens)
+        self._ngrams.learn(kept.drafted)

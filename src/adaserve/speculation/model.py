@@ -1,0 +1,104 @@
+"""The model drafter: beam search over a small draft model whose own cache is kept between iterations.
+
+One step's passes over the draft model, for requests that draft (w = 2, d = 3); `.` known tokens, `o` nodes of the beam:
+
+    pass 1   . . root     the known tokens that the draft has not computed yet; the last row predicts the root's children
+    pass 2   o o          the children that the beam kept; their keys go to the scratch tail
+    pass 3   o o          and so on; the nodes of the last depth are proposed but never read by the draft
+
+Catch-up chunks (prompts, d = 0 periods) ride along with pass 1.
+"""
+
+import torch
+from torch import Tensor
+
+from adaserve.cache.pool import KVPool
+from adaserve.kernels.top import top_tokens
+from adaserve.models.decoder import Decoder
+from adaserve.runtime.batch import TAIL_ROWS
+from adaserve.runtime.slots import SlotTable
+from adaserve.speculation.beam import Beam
+from adaserve.speculation.drafter import Kept
+from adaserve.step import Placement, StepPlan, draft_work
+from adaserve.tree import CandidateTree
+
+
+class ModelDrafter:
+    """Drafts with a decoder and a KV pool of its own; the pool's pages carry the same numbers as the target's."""
+
+    def __init__(self, decoder: Decoder, pool: KVPool, slots: int) -> None:
+        self._decoder = decoder
+        self._pool = pool
+        self._inverse_temperature = torch.ones(slots, dtype=torch.float64, device=decoder.device)  # [slots]
+
+    def place(self, placement: Placement) -> None:
+        """Remember the request's temperature: f is the draft's probability under it, at temperature 0 under 1."""
+        temperature = placement.sampling.temperature
+        self._inverse_temperature[placement.slot] = 1 / temperature if temperature > 0 else 1.0
+
+    def release(self, slot: int) -> None:
+        """Nothing is kept for a slot but its rows in the pool, which the next request overwrites."""
+
+    def work(self, plan: StepPlan) -> tuple[tuple[int, ...], int]:
+        """Rows of each draft pass, and the paged tokens that attention reads."""
+        return draft_work(plan.drafting, plan.catch_up, plan.depth, plan.width)
+
+    def propose(self, plan: StepPlan, table: SlotTable) -> CandidateTree:
+        """Run the catch-up and d beam steps of width w, all requests in one batch.  [n, d * w]"""
+        n = len(plan.decoding)
+        active = [i for i, chunk in enumerate(plan.drafting) if chunk is not None and plan.depth > 0]
+        first = [chunk for chunk in plan.drafting if chunk is not None and plan.depth > 0]
+        chunks = [*first, *plan.catch_up]
+        if not chunks:
+            return CandidateTree.empty(n, table.device)
+        hidden = self._decoder.forward(table.known_batch(chunks, self._pool.tail_start), self._pool)  # [B, hidden]
+        if not active:
+            return CandidateTree.empty(n, table.device)
+
+        slots = [chunk.slot for chunk in first]
+        slot = torch.tensor(slots, device=table.device)  # [a] slots of the active requests
+        room = torch.tensor([plan.room[i] for i in active], device=table.device)  # [a]
+        beam = Beam(plan.width, room, torch.ones_like(room, dtype=torch.bool))
+        last = torch.tensor([chunk.length for chunk in first], device=table.device).cumsum(0) - 1  # [a]
+        rows = beam.extend(*self._likeliest(hidden[last], slot, plan.width))
+        for depth in range(1, plan.depth):
+            batch = table.beam_batch(slot, rows.token, rows.mask, rows.tail, depth, self._pool.tail_start, slots)
+            hidden = self._decoder.forward(batch, self._pool)  # [a * w, hidden]
+            rows = beam.extend(*self._likeliest(hidden, slot, plan.width))
+        return _spread(beam.tree(), active, n)
+
+    def keep(self, plan: StepPlan, table: SlotTable, kept: Kept) -> None:
+        """Move the accepted nodes' keys and values from the tail to the pages, but for the last depth's, which were never computed."""
+        if plan.depth < 2:
+            return
+        tree = kept.tree
+        row = (kept.accepted & (tree.depth > 0) & (tree.depth < plan.depth)).nonzero()[:, 0]  # [m]
+        slot = torch.tensor(plan.decoding, device=table.device)[tree.row[row]]  # [m]
+        source = self._pool.tail_start + slot * TAIL_ROWS + tree.column[row]  # a node's column is its row in the tail
+        self._pool.move(source, table.page_rows(slot, table.known[slot] - 1 + tree.depth[row]))
+
+    def _likeliest(self, hidden: Tensor, slot: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """The w likeliest next tokens of every row [a * r, hidden] with log-probabilities: [a, r, w] each."""
+        a = slot.shape[0]
+        scale = self._inverse_temperature[slot].repeat_interleave(hidden.shape[0] // a)  # [a * r]
+        logits = self._decoder.logits(hidden)  # [a * r, V]
+        token, log_prob = top_tokens(logits, scale, min(width, logits.shape[1]))
+        return token.view(a, -1, token.shape[1]), log_prob.view(a, -1, token.shape[1])
+
+
+def _spread(tree: CandidateTree, active: list[int], n: int) -> CandidateTree:
+    """Give the requests that did not draft rows of padding: [a, N] -> [n, N]."""
+    if len(active) == n:
+        return tree
+    index = torch.tensor(active, device=tree.token.device)
+
+    def spread(x: Tensor) -> Tensor:
+        return x.new_zeros(n, x.shape[1]).index_copy(0, index, x)
+
+    return CandidateTree(
+        token=spread(tree.token),
+        parent=spread(tree.parent + 1) - 1,  # padding hangs from the root
+        depth=tree.depth[:1].expand(n, -1),
+        path_prob=spread(tree.path_prob),
+        source=spread(tree.source),
+    )

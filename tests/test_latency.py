@@ -1,0 +1,309 @@
+"""The latency model: interpolation, correction from measurements, the profile's file, and the default budgets."""
+
+import json
+import math
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adaserve.errors import InvalidConfig
+from adaserve.latency import LatencyModel, Profile, budget_from
+from adaserve.step import PhaseTimes, StepShape
+
+STAIRS = Profile(
+    name="stairs",
+    verify_ms_by_rows={1: 16.0, 64: 18.0, 128: 19.0, 129: 26.0, 256: 28.0, 512: 56.0},
+    attention_ms_per_1000_context_tokens=0.08,
+    draft_step_ms_by_rows={1: 0.5, 64: 0.5, 192: 0.6, 512: 0.9},
+    draft_attention_ms_per_1000_context_tokens=0.01,
+    step_overhead_ms=0.4,
+    residual_cv=0.03,
+    baseline_ms_per_token=17.0,
+)
+
+curves = st.dictionaries(st.integers(1, 600), st.floats(0.01, 500), min_size=1, max_size=12)
+rising = curves.map(lambda c: dict(zip(sorted(c), sorted(c.values()), strict=True)))
+shapes = st.builds(
+    StepShape,
+    rows=st.integers(1, 700),
+    context=st.integers(0, 100_000),
+    draft_rows=st.lists(st.integers(1, 300), max_size=6).map(tuple),
+    draft_context=st.integers(0, 100_000),
+)
+
+
+def measured(truth: LatencyModel, shape: StepShape, factor: float = 1.0) -> PhaseTimes:
+    """What a machine that behaves like `truth` would measure, times `factor`."""
+    phases = truth.predict_phases(shape)
+    return PhaseTimes(
+        schedule=phases.overhead * 0.25 * factor,
+        speculate=phases.speculate * factor,
+        select=phases.overhead * 0.25 * factor,
+        verify=phases.verify * factor,
+        commit=phases.overhead * 0.5 * factor,
+    )
+
+
+def slower(profile: Profile, factor: float) -> Profile:
+    """The profile of a machine that takes `factor` times as long for everything."""
+    return replace(
+        profile,
+        verify_ms_by_rows={r: c * factor for r, c in profile.verify_ms_by_rows.items()},
+        draft_step_ms_by_rows={r: c * factor for r, c in profile.draft_step_ms_by_rows.items()},
+        attention_ms_per_1000_context_tokens=profile.attention_ms_per_1000_context_tokens * factor,
+        draft_attention_ms_per_1000_context_tokens=profile.draft_attention_ms_per_1000_context_tokens * factor,
+        step_overhead_ms=profile.step_overhead_ms * factor,
+    )
+
+
+def random_shape(draw: random.Random) -> StepShape:
+    passes = tuple(draw.randint(1, 96) for _ in range(draw.randint(1, 6)))
+    return StepShape(draw.randint(1, 512), draw.randint(0, 30_000), passes, draw.randint(0, 30_000))
+
+
+# Prediction.
+
+
+@given(curves)
+def test_measured_points_are_predicted_as_measured(curve: dict[int, float]) -> None:
+    model = LatencyModel(replace(STAIRS, verify_ms_by_rows=curve, step_overhead_ms=0.0))
+    for rows, cost in curve.items():
+        assert model.predict(StepShape(rows, 0)) == pytest.approx(cost / 1e3)
+
+
+@given(curves, st.integers(1, 700))
+def test_between_points_the_prediction_lies_between_their_costs(curve: dict[int, float], rows: int) -> None:
+    predicted = LatencyModel(replace(STAIRS, verify_ms_by_rows=curve, step_overhead_ms=0.0)).predict(StepShape(rows, 0)) * 1e3
+    below, above = [r for r in curve if r <= rows], [r for r in curve if r >= rows]
+    if below and above:
+        ends = sorted((curve[max(below)], curve[min(above)]))
+        assert ends[0] * (1 - 1e-9) <= predicted <= ends[1] * (1 + 1e-9)
+    elif above:
+        assert predicted == pytest.approx(curve[min(above)])
+    else:
+        assert predicted >= curve[max(below)] * (1 - 1e-9)
+
+
+@given(rising, shapes)
+def test_more_work_never_takes_less_time(curve: dict[int, float], shape: StepShape) -> None:
+    model = LatencyModel(replace(STAIRS, verify_ms_by_rows=curve, draft_step_ms_by_rows=curve))
+    least = model.predict(shape) * (1 - 1e-9)
+    assert model.predict(replace(shape, rows=shape.rows + 1)) >= least
+    assert model.predict(replace(shape, context=shape.context + 1)) >= least
+    assert model.predict(replace(shape, draft_rows=(*shape.draft_rows, 1))) >= least
+    assert model.predict(replace(shape, draft_context=shape.draft_context + 1)) >= least
+
+
+def test_the_last_slope_goes_on_behind_the_last_point() -> None:
+    model = LatencyModel(replace(STAIRS, step_overhead_ms=0.0))
+    assert model.predict(StepShape(512 + 128, 0)) == pytest.approx(0.056 + 128 * 0.028 / 256)
+
+
+@given(shapes)
+def test_phases_add_up(shape: StepShape) -> None:
+    model = LatencyModel(STAIRS)
+    phases = model.predict_phases(shape)
+    assert model.predict(shape) == pytest.approx(phases.total)
+    alone = model.predict_phases(StepShape(0, 0, shape.draft_rows, shape.draft_context))
+    assert alone.verify == 0
+    assert alone.speculate == phases.speculate
+    assert phases.overhead == pytest.approx(4e-4)
+
+
+def test_the_baseline_is_in_seconds_and_never_corrected() -> None:
+    model = LatencyModel(STAIRS)
+    for _ in range(50):
+        model.observe(StepShape(1, 0), PhaseTimes(verify=1.0))
+    assert model.baseline == 0.017
+
+
+# Correction.
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.7, 1.0, 1.5, 2.0])
+def test_a_wrong_profile_is_corrected_within_200_noisy_steps(factor: float) -> None:
+    draw = random.Random(7)
+    truth, model = LatencyModel(slower(STAIRS, factor)), LatencyModel(STAIRS)
+    for _ in range(200):
+        shape = random_shape(draw)
+        model.observe(shape, measured(truth, shape, draw.gauss(1, 0.05)))
+    for _ in range(100):
+        shape = random_shape(draw)
+        assert model.predict(shape) == pytest.approx(truth.predict(shape), rel=0.08)
+
+
+def test_what_was_learned_at_one_shape_helps_at_others() -> None:
+    truth, model = LatencyModel(slower(STAIRS, 2.0)), LatencyModel(STAIRS)
+    seen, other = StepShape(40, 2000, (16, 8), 2000), StepShape(300, 9000, (64, 64, 64), 8000)
+    for _ in range(200):
+        model.observe(seen, measured(truth, seen))
+    assert model.predict(seen) == pytest.approx(truth.predict(seen), rel=0.02)
+    assert model.predict(other) == pytest.approx(truth.predict(other), rel=0.2)
+
+
+def test_a_curve_of_another_shape_is_bent() -> None:
+    """Where the target is 30% dearer at many rows and right at few, no single factor fits both ends."""
+    bent = {rows: cost * (1.3 if rows >= 256 else 1.0) for rows, cost in STAIRS.verify_ms_by_rows.items()}
+    truth, model = LatencyModel(replace(STAIRS, verify_ms_by_rows=bent)), LatencyModel(STAIRS)
+    few, many = StepShape(32, 500), StepShape(384, 500)
+    for _ in range(400):
+        model.observe(few, measured(truth, few))
+        model.observe(many, measured(truth, many))
+    assert model.predict(few) == pytest.approx(truth.predict(few), rel=0.02)
+    assert model.predict(many) == pytest.approx(truth.predict(many), rel=0.02)
+
+
+@given(shapes, st.floats(1e-6, 1e6))
+def test_one_outlier_hardly_moves_a_prediction(shape: StepShape, factor: float) -> None:
+    model = LatencyModel(STAIRS)
+    before = model.predict(shape)
+    model.observe(shape, measured(model, shape, factor))
+    assert model.predict(shape) == pytest.approx(before, rel=0.03)
+
+
+@given(shapes)
+def test_a_right_model_stays_as_it_is(shape: StepShape) -> None:
+    model, truth = LatencyModel(STAIRS), LatencyModel(STAIRS)
+    for _ in range(5):
+        model.observe(shape, measured(truth, shape))
+    assert model.predict(shape) == pytest.approx(truth.predict(shape))
+    assert model.error == pytest.approx(0, abs=1e-9)
+
+
+@given(shapes, st.lists(st.floats(allow_nan=True, allow_infinity=True), min_size=5, max_size=5))
+def test_nonsense_measurements_never_break_the_model(shape: StepShape, times: list[float]) -> None:
+    model = LatencyModel(STAIRS)
+    for _ in range(20):
+        model.observe(shape, PhaseTimes(*times))
+        assert math.isfinite(model.predict(shape))
+        assert model.predict(shape) > 0
+        assert math.isfinite(model.error)
+
+
+def test_time_that_no_curve_predicts_is_learned_as_overhead() -> None:
+    """An n-gram drafter has no rows, and a profile may know no overhead: both are still learned."""
+    model = LatencyModel(replace(STAIRS, step_overhead_ms=0.0, draft_step_ms_by_rows={}))
+    shape = StepShape(8, 0)
+    verify = model.predict(shape)
+    for _ in range(300):
+        model.observe(shape, PhaseTimes(schedule=0.001, speculate=0.002, verify=verify))
+    assert model.predict(shape) == pytest.approx(verify + 0.003, rel=0.01)
+
+
+def test_error_is_the_mean_relative_error() -> None:
+    model = LatencyModel(STAIRS)
+    assert model.error == 0
+    shape = StepShape(64, 0)
+    model.observe(shape, measured(model, shape, 2.0))
+    assert model.error == pytest.approx(0.5)
+    truth = LatencyModel(STAIRS)
+    model.observe(shape, measured(truth, shape))
+    assert model.error == pytest.approx(0.25, abs=0.02)
+
+
+# The profile's file.
+
+
+@given(
+    st.builds(
+        Profile,
+        name=st.text(max_size=10),
+        verify_ms_by_rows=curves,
+        attention_ms_per_1000_context_tokens=st.floats(0, 100),
+        draft_step_ms_by_rows=curves,
+        draft_attention_ms_per_1000_context_tokens=st.floats(0, 100),
+        step_overhead_ms=st.floats(0, 100),
+        residual_cv=st.floats(0, 1),
+        baseline_ms_per_token=st.floats(0.01, 1000),
+    )
+)
+def test_a_profile_survives_json(profile: Profile) -> None:
+    assert Profile.from_json(json.loads(json.dumps(profile.to_json()))) == profile
+
+
+def test_a_profile_survives_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "stairs.json"
+    STAIRS.save(path)
+    assert Profile.load(path) == STAIRS
+    assert [p.name for p in tmp_path.iterdir()] == ["stairs.json"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"verify_ms_by_rows": None}, "lacks verify_ms_by_rows"),
+        ({"baseline_ms_per_token": None}, "lacks baseline_ms_per_token"),
+        ({"verify_ms_by_rows": {}}, "is empty"),
+        ({"verify_ms_by_rows": [1, 2]}, "must map"),
+        ({"verify_ms_by_rows": {"a few": 1.0}}, "whole numbers"),
+        ({"verify_ms_by_rows": {"0": 1.0}}, "positive number of rows"),
+        ({"verify_ms_by_rows": {"1": 0.0}}, "more than 0"),
+        ({"verify_ms_by_rows": {"1": float("nan")}}, "must be a number"),
+        ({"verify_ms_by_rows": {"1": 10**400}}, "must be a number"),
+        ({"draft_step_ms_by_rows": {"1": "fast"}}, "must be a number"),
+        ({"step_overhead_ms": -1}, "0 or more"),
+        ({"step_overhead_ms": True}, "must be a number"),
+        ({"residual_cv": float("inf")}, "must be a number"),
+        ({"baseline_ms_per_token": 0}, "more than 0"),
+    ],
+)
+def test_a_senseless_profile_is_refused_in_one_line(change: dict[str, Any], message: str) -> None:
+    data = {key: value for key, value in {**STAIRS.to_json(), **change}.items() if value is not None}
+    with pytest.raises(InvalidConfig, match=message) as error:
+        Profile.from_json(data)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "[1, 2]", '"profile"', "\x00"])
+def test_a_broken_profile_file_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "broken.json"
+    path.write_text(text)
+    with pytest.raises(InvalidConfig):
+        Profile.load(path)
+    with pytest.raises(InvalidConfig, match="cannot read"):
+        Profile.load(tmp_path / "missing.json")
+
+
+# Budgets.
+
+stretches = st.floats(1.0, 10.0)
+
+
+@given(curves, st.integers(1, 64), stretches)
+def test_a_budget_is_affordable_and_leaves_room_for_every_root(curve: dict[int, float], requests: int, stretch: float) -> None:
+    budget = budget_from(replace(STAIRS, verify_ms_by_rows=curve), requests, stretch).verify
+    assert budget >= requests
+    assert budget == requests or curve[budget] <= stretch * curve[min(curve)]
+
+
+@given(curves, stretches)
+def test_no_affordable_point_is_cheaper_per_row(curve: dict[int, float], stretch: float) -> None:
+    budget = budget_from(replace(STAIRS, verify_ms_by_rows=curve), 1, stretch).verify
+    affordable = {r: c for r, c in curve.items() if c <= stretch * curve[min(curve)]}
+    assert budget in affordable
+    assert affordable[budget] / budget <= min(c / r for r, c in affordable.items())
+
+
+@given(curves, stretches, stretches)
+def test_a_larger_stretch_never_shrinks_a_budget(curve: dict[int, float], one: float, other: float) -> None:
+    profile = replace(STAIRS, verify_ms_by_rows=curve, draft_step_ms_by_rows=curve)
+    less, more = (budget_from(profile, 1, stretch, stretch) for stretch in sorted((one, other)))
+    assert less.verify <= more.verify
+    assert less.draft <= more.draft
+
+
+def test_budgets_end_at_the_edge_of_a_stair() -> None:
+    assert budget_from(STAIRS, 8, verify_stretch=1.7).verify == 128  # 129 would pay for a whole stair
+    assert budget_from(STAIRS, 8, verify_stretch=2.0).verify == 256
+    assert budget_from(STAIRS, 8).draft == 192
+
+
+def test_a_budget_without_sense_is_refused() -> None:
+    for requests, stretch in ((0, 2.0), (1, 0.5), (1, math.nan)):
+        with pytest.raises(InvalidConfig):
+            budget_from(STAIRS, requests, stretch)
