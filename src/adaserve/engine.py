@@ -121,6 +121,10 @@ class Engine:
         """Wait up to `timeout` seconds for mail; whether there is any."""
         return self._inbox.wait(timeout)
 
+    def check(self) -> None:
+        """Verify the page accounting, for tests; raises AssertionError where it is broken."""
+        self._scheduler.check()
+
     def step(self) -> StepReport | None:
         """One iteration: speculate, select, verify, commit; prompt chunks ride along with verification. None when idle."""
         started = self._clock.now()

@@ -1,4 +1,5 @@
 import io
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -101,7 +102,7 @@ def test_json_holds_what_the_table_shows() -> None:
 def test_wrapping_does_not_depend_on_the_pieces(text: str, cuts: list[int]) -> None:
     whole, parts = Wrap(10, "  "), Wrap(10, "  ")
     edges = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
-    pieces = "".join(parts.push(text[first:last]) for first, last in zip(edges, edges[1:], strict=False)) + parts.rest()
+    pieces = "".join(parts.push(text[first:last]) for first, last in itertools.pairwise(edges)) + parts.rest()
     assert whole.push(text) + whole.rest() == pieces
     assert pieces.split() == text.split()
 

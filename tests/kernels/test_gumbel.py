@@ -4,10 +4,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.oracles import sampling as oracle
 
 from adaserve.kernels import gumbel, native
 from adaserve.kernels.gumbel import greedy_argmax, perturbed_argmax, perturbed_argmax_twin
-from tests.oracles import sampling as oracle
 
 needs_native = pytest.mark.skipif(native.library("gumbel") is None, reason="no C++ compiler")
 
@@ -54,7 +54,7 @@ def test_a_row_that_is_too_close_to_call_is_left_to_the_twin() -> None:
     logits = torch.full((1, 50), -1e3, dtype=torch.float64)
     logits[0, 7], logits[0, 31] = oracle.gumbel(1, 2, 3, 31), oracle.gumbel(1, 2, 3, 7)
     words = torch.tensor([1]), torch.tensor([2]), torch.tensor([3])
-    found = gumbel._native(logits, torch.ones(1, dtype=torch.float64), gumbel.noise_key(*words))
+    found = gumbel._native(logits, torch.ones(1, dtype=torch.float64), gumbel.noise_key(*words), None)
     assert found is not None and found[1].tolist() == [True]
     args = logits, torch.ones(1, dtype=torch.float64), *words
     assert torch.equal(perturbed_argmax(*args), perturbed_argmax_twin(*args))

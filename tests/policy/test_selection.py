@@ -177,6 +177,17 @@ def test_need_is_capped_at_depth_plus_one() -> None:
     assert slo_selection(candidates, need, Limits(nodes=4, per_request=4, depth=2)).slo.tolist() == [[True, True, False, False]]
 
 
+@pytest.mark.parametrize("selection", [slo_selection, chain_selection])
+@pytest.mark.parametrize("nodes", [100, 1000])
+def test_no_request_gets_more_nodes_than_a_mask_holds(selection: Selection, nodes: int) -> None:
+    """Whether the budget is short of the candidates or not; the other request gets what the long one may not have."""
+    long, short = [1.0] * 100, [0.5] * 20 + [0.0] * 80
+    candidates = chains(long, short)
+    selected = selection(candidates, torch.zeros(2, dtype=torch.float64), Limits(nodes, per_request=100, depth=100))
+    assert selected.chosen.sum(1).tolist() == [MAX_NODES, 20]
+    assert selected.chosen[0, :MAX_NODES].all()
+
+
 @given(batches())
 def test_chains_take_shallow_nodes_first(batch: Batch) -> None:
     chosen = select(chain_selection, batch).chosen

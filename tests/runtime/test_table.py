@@ -25,7 +25,7 @@ def test_a_released_slot_is_as_new() -> None:
     table = SamplingTable(3, 100)
     fresh = state(table)
     place(table, 1, EVERYTHING, seed=2**64 - 1)
-    assert table.seed[1] == -1 and table.shortest[1] == 5 and table.changes[1]
+    assert table.seed[1] == -1 and table.shortest[1] == 5 and table.edits[1]
     assert table.bias.ids[1].tolist() == [5, 6] and table.bias.numbers[1].tolist() == [1.0, 2.0]
     table.release(1)
     table.release(2)
@@ -38,7 +38,7 @@ def test_a_slot_taken_over_without_release_keeps_nothing() -> None:
     table = SamplingTable(2, 100)
     place(table, 0, EVERYTHING)
     place(table, 0, SamplingParams(temperature=0))
-    assert table.traits((0,)) == Traits() and not table.changes[0] and not table.bias.numbers.any()
+    assert table.traits((0,)) == Traits() and not table.edits[0] and not table.bias.numbers.any()
 
 
 def test_traits_say_what_a_batch_needs() -> None:

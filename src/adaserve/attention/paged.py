@@ -3,7 +3,10 @@
 import torch
 from torch import Tensor
 
+from adaserve.kernels import native
 from adaserve.runtime.batch import TAIL_ROWS, ForwardBatch
+
+_SYMBOL = {torch.float32: "attend_float", torch.bfloat16: "attend_bf16"}  # by the pool's dtype
 
 
 def attend_reference(q: Tensor, keys: Tensor, values: Tensor, batch: ForwardBatch, scale: float) -> Tensor:
@@ -45,4 +48,29 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, batch: ForwardBatch, scale: 
     keys, values [R, KH, hd] are one layer's pool; a row sees the pool rows that `ForwardBatch` says; query head h reads
     key-value head h // (H / KH); scores are multiplied by `scale`. A row that sees nothing gets zeros.
     """
-    return attend_reference(q, keys, values, batch, scale)
+    symbol = _SYMBOL.get(keys.dtype)
+    run = native.function("attention", symbol, "piiippipppppiiidp") if symbol and native.fits(q) else None
+    if run is None or not (keys.is_contiguous() and values.is_contiguous()):
+        return attend_reference(q, keys, values, batch, scale)
+    rows, heads, head_dim = q.shape
+    out = torch.empty(rows, heads * head_dim)  # [B, H * hd]
+    run(
+        q.data_ptr(),
+        heads,
+        keys.shape[1],
+        head_dim,
+        keys.data_ptr(),
+        values.data_ptr(),
+        batch.slot.shape[0],
+        batch.start.data_ptr(),
+        batch.slot.data_ptr(),
+        batch.prefix.data_ptr(),
+        batch.mask.data_ptr(),
+        batch.pages.data_ptr(),
+        batch.pages.shape[1],
+        batch.page_size,
+        batch.tail_start,
+        scale,
+        out.data_ptr(),
+    )
+    return out

@@ -12,8 +12,10 @@ import math
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,10 +29,15 @@ from adaserve.request import SLO
 from adaserve.workload import DEMO_MIX, Arrival, Workload, generate
 from adaserve.workload.classes import CHAT
 
+T = TypeVar("T")
+
 PILOT_SECONDS = 15.0
 PILOT_POLICY = "continuous"
 PILOT_RUNNING = 10
 WARM_UP = 3
+STOPPED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
 SHOWN_PROMPT = "Explain in a few sentences why the sky looks blue during the day and red at sunset."
 
 
@@ -47,6 +54,10 @@ class Options:
     as_json: bool
 
 
+class Stopped(Exception):
+    """Somebody pressed Ctrl-C."""
+
+
 class Demo:
     """One demo from start to end. `stop` ends it early, with what there is by then."""
 
@@ -60,31 +71,33 @@ class Demo:
     async def run(self) -> DemoReport | None:
         """Run every policy, `repeats` times over; None if it was stopped before there was anything to report."""
         options, terminal = self._options, self._terminal
-        rate = options.rate if options.rate is not None else await self._pilot()
+        try:
+            rate = options.rate if options.rate is not None else await self._pilot()
+        except Stopped:
+            return None
         runs: list[Run] = []
         baseline = None
         plan = [(number, policy) for number in range(options.repeats) for policy in options.policies]
         for position, (number, policy) in enumerate(plan):
-            if rate is None or self._stop.is_set():
+            if self._stop.is_set():
                 break
-            workload = self._workload(rate, number)
             label = policy if options.repeats == 1 else f"{policy}, run {number + 1} of {options.repeats}"
-            server = await self._serve(policy, label)
-            if server is None:
-                break
-            client = Client(server.url, server.model, server.baseline, self._clock)
+            last = position == len(plan) - 1
             try:
-                # One yardstick for all: the first server's. They share one cached measurement, so it is also the others'.
-                baseline = server.baseline if baseline is None else baseline
-                await self._warm_up(client)
-                runs.append(await self._measure(client, workload, policy, number, label))
-                if position == len(plan) - 1 and not self._stop.is_set():
-                    await self._show_answer(client, policy)
-            finally:
-                await client.close()
-                await server.stop()
+                async with self._serving(policy, label) as (client, server):
+                    # One yardstick for all: the first server's. They share one cached measurement, so it is the others' too.
+                    baseline = server.baseline if baseline is None else baseline
+                    runs.append(await self._measure(client, self._workload(rate, number), policy, number, label))
+                    if last and not self._stop.is_set():
+                        await self._show_answer(client, policy)
+            except Stopped:
+                break
+            except AdaServeError as error:
+                if not runs:
+                    raise
+                terminal.say(f"{label}: {error}")
         terminal.clear()
-        if not runs or baseline is None or rate is None:
+        if not runs or baseline is None:
             return None
         return DemoReport(baseline, rate, self._classes, tuple(runs))
 
@@ -92,8 +105,9 @@ class Demo:
         rng = np.random.default_rng([self._options.seed, number])
         return generate(DEMO_MIX, rate, self._options.duration, rng, self._options.cv)
 
-    async def _serve(self, policy: str, label: str) -> DemoServer | None:
-        """Start a server with the workload's SLO classes; None when the demo was stopped meanwhile."""
+    @asynccontextmanager
+    async def _serving(self, policy: str, label: str) -> AsyncIterator[tuple[Client, DemoServer]]:
+        """A warm server with the workload's SLO classes, and a client for it. Raises Stopped if the demo is stopped meanwhile."""
         options = ["--policy", policy]
         for name, slo in self._classes.items():
             options += ["--slo-class", f"{name}=tpot:{slo.tpot_multiple:g}x"]
@@ -103,16 +117,27 @@ class Demo:
             now = self._clock.now()
             self._terminal.progress(f"{label}: starting the server, {now - started:.0f} s ({words})", now)
 
-        start = asyncio.create_task(DemoServer.start(options, self._clock, progress))
+        server = await self._unless_stopped(DemoServer.start(options, self._clock, progress))
+        client = Client(server.url, server.model, server.baseline, self._clock)
+        try:
+            await self._unless_stopped(self._warm_up(client))
+            self._terminal.clear()
+            yield client, server
+        finally:
+            await client.close()
+            await server.stop()
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T:
+        """Wait for `work`, or cancel it and raise Stopped when the demo is stopped."""
+        task = asyncio.create_task(work)
         stopped = asyncio.create_task(self._stop.wait())
-        await asyncio.wait({start, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
-        if not start.done():
-            start.cancel()
-            await asyncio.gather(start, return_exceptions=True)
-            return None
-        self._terminal.clear()
-        return start.result()
+        if task.done():
+            return task.result()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        raise Stopped
 
     async def _warm_up(self, client: Client) -> None:
         workload = generate(DEMO_MIX, 1.0, 1000.0, np.random.default_rng(12345))
@@ -121,38 +146,27 @@ class Demo:
             if answer.error is not None:
                 raise AdaServeError(f"the server does not answer: {answer.error}")
 
-    async def _pilot(self) -> float | None:
+    async def _pilot(self) -> float:
         """Find the rate at which `continuous` runs PILOT_RUNNING requests: what it completes per second with that many."""
         label = f"pilot ({PILOT_POLICY})"
-        server = await self._serve(PILOT_POLICY, label)
-        if server is None:
-            return None
-        client = Client(server.url, server.model, server.baseline, self._clock)
-        try:
-            await self._warm_up(client)
-            # The same mix as in the runs, in the order of a workload that is long enough for any machine.
-            arrivals = generate(DEMO_MIX, 10.0, 100.0, np.random.default_rng([self._options.seed, 999])).arrivals
+        # The same mix as in the runs, in the order of a workload that is long enough for any machine.
+        arrivals = generate(DEMO_MIX, 10.0, 100.0, np.random.default_rng([self._options.seed, 999])).arrivals
+        async with self._serving(PILOT_POLICY, label) as (client, server):
             started = self._clock.now()
-            pilot = asyncio.create_task(closed_loop(client, arrivals, PILOT_RUNNING, PILOT_SECONDS, self._clock))
-            stopped = asyncio.create_task(self._stop.wait())
-            while not pilot.done() and not self._stop.is_set():
-                now = self._clock.now()
-                text = (
-                    f"{label}: how many requests per second keep {PILOT_RUNNING} running?  {bar((now - started) / PILOT_SECONDS)}"
-                )
-                self._terminal.progress(text, now)
-                await asyncio.wait({pilot, stopped}, timeout=0.25, return_when=asyncio.FIRST_COMPLETED)
-            stopped.cancel()
-            if not pilot.done():
-                pilot.cancel()
-                await asyncio.gather(pilot, return_exceptions=True)
-                return None
-            rate = pilot.result()
-        finally:
-            await client.close()
-            await server.stop()
+            ticker = asyncio.create_task(self._tick(label, started))
+            try:
+                rate = await self._unless_stopped(closed_loop(client, arrivals, PILOT_RUNNING, PILOT_SECONDS, self._clock))
+            finally:
+                ticker.cancel()
         self._terminal.say(f"Baseline {server.baseline * 1e3:.1f} ms per token. Load: {rate:.2f} requests/s.")
         return rate
+
+    async def _tick(self, label: str, started: float) -> None:
+        while True:
+            now = self._clock.now()
+            text = f"{label}: which rate keeps {PILOT_RUNNING} requests running?  {bar((now - started) / PILOT_SECONDS)}"
+            self._terminal.progress(text, now)
+            await asyncio.sleep(0.25)
 
     async def _measure(self, client: Client, workload: Workload, policy: str, number: int, label: str) -> Run:
         tally = Tally()
@@ -160,8 +174,9 @@ class Demo:
         run = asyncio.create_task(open_loop(client, workload, self._clock, tally, self._stop))
         while not run.done():
             now = self._clock.now()
+            elapsed, end = now - started, self._options.duration
             attained = "" if tally.attained is None else f"   attained {tally.attained:.0%}"
-            text = f"{label}  {bar((now - started) / self._options.duration)}  {now - started:3.0f} s   sent {tally.sent}"
+            text = f"{label}  {bar(elapsed / end)}  {elapsed:3.0f} s   sent {tally.sent}{'' if elapsed < end else ', all'}"
             self._terminal.progress(f"{text}   running {tally.in_flight}{attained}", now)
             await asyncio.wait({run}, timeout=0.25)
         seconds = min(self._clock.now() - started, self._options.duration)
@@ -217,15 +232,15 @@ def _positive(text: str) -> float:
     return value
 
 
-async def demo(options: Options, terminal: Terminal) -> DemoReport | None:
-    """Run the demo; Ctrl-C ends it with what was measured by then."""
+async def demo(options: Options, terminal: Terminal) -> tuple[DemoReport | None, bool]:
+    """Run the demo; Ctrl-C or SIGTERM end it with what was measured by then, and without leaving a server behind."""
     stop = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop.set)
-    try:
-        return await Demo(options, WallClock(), terminal, stop).run()
-    finally:
-        if stop.is_set():
-            terminal.say("Stopped early.")
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    report = await Demo(options, WallClock(), terminal, stop).run()
+    if stop.is_set():
+        terminal.say("Stopped early.")
+    return report, stop.is_set()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -233,19 +248,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     terminal = Terminal(sys.stderr if options.as_json else sys.stdout)
     pull = [sys.executable, "-m", "adaserve.cli.main", "pull", "demo"]
-    if subprocess.run(pull, stdout=sys.stderr).returncode != 0:
+    if subprocess.run(pull, stdout=subprocess.DEVNULL).returncode != 0:
         return 1
     try:
-        report = asyncio.run(demo(options, terminal))
+        report, stopped = asyncio.run(demo(options, terminal))
     except AdaServeError as error:
         terminal.say(f"demo: {error}")
         return 1
-    if report is None:
-        return 130
-    show(report, terminal)
-    if options.as_json:
-        print(json.dumps(report.to_json()))
-    return 0
+    if report is not None:
+        show(report, terminal)
+        if options.as_json:
+            print(json.dumps(report.to_json()))
+    if stopped:
+        return STOPPED
+    return 0 if report is not None and len(report.runs) == options.repeats * len(options.policies) else 1
 
 
 if __name__ == "__main__":

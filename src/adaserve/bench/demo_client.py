@@ -218,7 +218,7 @@ async def open_loop(
     limit = clock.now() + drain
     while running and clock.now() < limit and not stop.is_set():
         await asyncio.wait([*running], timeout=0.2)
-    cut = dict(running)
+    cut = {task: request for task, request in running.items() if not task.done()}
     for task in cut:
         task.cancel()
     await asyncio.gather(*cut, return_exceptions=True)

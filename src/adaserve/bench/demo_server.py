@@ -10,7 +10,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import httpx
 
@@ -64,15 +63,17 @@ class DemoServer:
                     raise EngineFailed(f"the server was not ready after {START_LIMIT:g} s: {self._last_words(5)}")
                 with contextlib.suppress(httpx.TransportError):
                     if (await http.get("/ready")).status_code == 200:
-                        self._describe((await http.get("/v1/models")).json())
-                        return
+                        return await self._describe(http)
                 progress(self._last_words(1))
                 await asyncio.sleep(0.2)
 
-    def _describe(self, models: dict[str, Any]) -> None:
-        model = models["data"][0]
-        self.model = model["id"]
-        self.baseline = model["baseline_ms"] / 1e3
+    async def _describe(self, http: httpx.AsyncClient) -> None:
+        """Ask for the model's name, and for one token at once the baseline, which tells what the baseline is."""
+        models = (await http.get("/v1/models")).json()
+        self.model = models["data"][0]["id"]
+        body = {"model": self.model, "prompt": "Hello", "max_tokens": 1, "slo": {"tpot_multiple": 1}}
+        answer = (await http.post("/v1/completions", json=body, timeout=60.0)).json()
+        self.baseline = answer["metrics"]["slo"]["targets"]["tpot_ms"] / 1e3
 
     def _last_words(self, lines: int) -> str:
         words = self._log.read_text(errors="replace").strip().splitlines()[-lines:]

@@ -1,0 +1,1 @@
+"""The command line: one entry point, `adaserve`, and a module a command."""

@@ -1,7 +1,10 @@
 """The gated activation of a SwiGLU feed-forward block."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional
+
+from adaserve.kernels import native
 
 
 def silu_mul_reference(gate_up: Tensor) -> Tensor:
@@ -12,4 +15,10 @@ def silu_mul_reference(gate_up: Tensor) -> Tensor:
 
 def silu_mul(gate_up: Tensor) -> Tensor:
     """silu(gate) * up, for rows that hold the gate's columns first: [M, 2I] -> [M, I]."""
-    return silu_mul_reference(gate_up)
+    run = native.function("rows", "silu_mul", "piip") if native.fits(gate_up) else None
+    if run is None:
+        return silu_mul_reference(gate_up)
+    rows, width = gate_up.shape
+    out = torch.empty(rows, width // 2)  # [M, I]
+    run(gate_up.data_ptr(), rows, width // 2, out.data_ptr())
+    return out

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from adaserve.kernels import native
+from adaserve.kernels.truncation import Truncation, truncate
 from adaserve.runtime.noise import gumbel_noise, noise_key
 
 ROWS_AT_ONCE = 16
@@ -16,37 +17,43 @@ ROWS_AT_ONCE = 16
 _SYMBOLS = {torch.float32: "perturbed_argmax_f32", torch.float64: "perturbed_argmax_f64"}
 
 
-def perturbed_argmax(logits: Tensor, temperature: Tensor, seed: Tensor, choice: Tensor, position: Tensor) -> Tensor:
+def perturbed_argmax(
+    logits: Tensor, temperature: Tensor, seed: Tensor, choice: Tensor, position: Tensor, truncation: Truncation | None = None
+) -> Tensor:
     """Draw a token for each row: argmax over v of logits[r, v] + temperature[r] * gumbel(seed, choice, position, v).
 
-    logits [R, V] floating; temperature [R] floating, 0 for greedy; seed, choice, position [R] int64.
-    Returns [R] int64, always below V. A row with NaN gets the id of its first NaN.
+    logits [R, V] floating; temperature [R] floating, 0 for greedy; seed, choice, position [R] int64. With a truncation, only over
+    the tokens that it keeps. Returns [R] int64, always below V. A row with NaN gets some id that means nothing.
     """
-    found = _native(logits, temperature.double(), noise_key(seed, choice, position))
+    found = _native(logits, temperature.double(), noise_key(seed, choice, position), truncation)
     if found is None:
-        return perturbed_argmax_twin(logits, temperature, seed, choice, position)
+        return perturbed_argmax_twin(logits, temperature, seed, choice, position, truncation)
     token, unsure = found
     if unsure.any():
         again = unsure.nonzero()[:, 0]
-        twin = perturbed_argmax_twin(logits[again], temperature[again], seed[again], choice[again], position[again])
-        token[again] = twin
+        part = None if truncation is None else truncation.of(again)
+        words = seed[again], choice[again], position[again]
+        token[again] = perturbed_argmax_twin(logits[again], temperature[again], *words, part)
     return token
 
 
-def perturbed_argmax_twin(logits: Tensor, temperature: Tensor, seed: Tensor, choice: Tensor, position: Tensor) -> Tensor:
+def perturbed_argmax_twin(
+    logits: Tensor, temperature: Tensor, seed: Tensor, choice: Tensor, position: Tensor, truncation: Truncation | None = None
+) -> Tensor:
     """The plain torch twin of `perturbed_argmax`, for any device."""
     token = torch.empty(logits.shape[0], dtype=torch.int64, device=logits.device)  # [R]
     for start in range(0, logits.shape[0], ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
-        noise = gumbel_noise(seed[rows], choice[rows], position[rows], logits.shape[1])
-        token[rows] = torch.argmax(logits[rows].double() + temperature[rows].double().unsqueeze(1) * noise, dim=1)
+        kept = logits[rows] if truncation is None else truncate(logits[rows], temperature[rows], truncation.of(rows))
+        noise = gumbel_noise(seed[rows], choice[rows], position[rows], logits.shape[1])  # [r, V]
+        token[rows] = torch.argmax(kept.double() + temperature[rows].double().unsqueeze(1) * noise, dim=1)
     return token
 
 
 def greedy_argmax(logits: Tensor) -> Tensor:
     """Draw the likeliest token of each row, [R] int64: `perturbed_argmax` where every temperature is 0."""
     nothing = torch.zeros(logits.shape[0], dtype=torch.int64, device=logits.device)  # [R]
-    found = _native(logits, nothing.double(), nothing)
+    found = _native(logits, nothing.double(), nothing, None)
     if found is None:
         return torch.argmax(logits, dim=1)
     token, unsure = found
@@ -56,21 +63,20 @@ def greedy_argmax(logits: Tensor) -> Tensor:
     return token
 
 
-def _native(logits: Tensor, temperature: Tensor, key: Tensor) -> tuple[Tensor, Tensor] | None:
+def _native(logits: Tensor, temperature: Tensor, key: Tensor, truncation: Truncation | None) -> tuple[Tensor, Tensor] | None:
     """Draw by the C++ kernel: token [R], and bool [R] where the twin must decide; None where there is no kernel."""
     if logits.device.type != "cpu" or logits.dtype not in _SYMBOLS or logits.numel() == 0:
         return None
-    kernel = native.function("gumbel", _SYMBOLS[logits.dtype], "pippiipp")
+    kernel = native.function("gumbel", _SYMBOLS[logits.dtype], "pipppppiipp")
     if kernel is None:
         return None
     if logits.stride(1) != 1:
         logits = logits.contiguous()
-    temperature, key = temperature.contiguous(), key.contiguous()
+    key = key.contiguous()
     token = torch.empty_like(key)  # [R]
     unsure = torch.empty(key.shape, dtype=torch.bool)  # [R]
-    rows, vocab_size = logits.shape
-    kernel(
-        logits.data_ptr(), logits.stride(0), temperature.data_ptr(), key.data_ptr(), rows, vocab_size, token.data_ptr(),
-        unsure.data_ptr(),
-    )  # fmt: skip
+    limits = [] if truncation is None else [truncation.top_k, truncation.top_p, truncation.min_p]
+    arrays = [array.contiguous() for array in (temperature, key, *limits)]  # alive until the kernel returns
+    addresses = [array.data_ptr() for array in arrays] + [None] * (5 - len(arrays))
+    kernel(logits.data_ptr(), logits.stride(0), *addresses, *logits.shape, token.data_ptr(), unsure.data_ptr())
     return token, unsure

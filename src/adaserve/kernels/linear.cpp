@@ -20,6 +20,8 @@ constexpr int ROWS = 4;  // 16 registers: 12 sums, 3 weights, 1 activation
 constexpr int ROWS = 8;  // 32 registers: 24 sums, 3 to 6 weights, 1 activation
 #endif
 constexpr long BLOCK = 192;   // rows that share one reading of a panel from memory
+constexpr long ALONE = 1 << 16;  // products below which a second thread costs more than it brings
+constexpr long PARTS = 8;
 constexpr long AHEAD = 8192;  // bytes between a weight's prefetch and its use when one tile holds all rows
 
 // What a tile fetches for later: `step` bytes for every k (float32) or pair of k's (bfloat16), from `from` on.
@@ -116,8 +118,9 @@ static void multiply(const float* x, long rows, long depth, const T* packed, lon
     const long panels = (outputs + C - 1) / C;
     const long steps = sizeof(T) == 2 ? (depth + 1) / 2 : depth;
     const long line = C * 4;  // bytes of a panel per step
-#pragma omp parallel for schedule(static) if (panels > 1)
-    for (long p = 0; p < panels; p++) {
+    // Runs of panels lie together in memory; several runs a thread, so that a thread that is held up holds up little.
+    const long parts = rows * outputs * depth < ALONE ? 1 : PARTS;
+    parallel_runs(panels, parts, [&](long p) {
         const char* panel = (const char*)packed + p * steps * line;
         const int columns = int(p + 1 == panels ? outputs - p * C : C);
         for (long first = 0; first < rows; first += BLOCK) {
@@ -131,7 +134,7 @@ static void multiply(const float* x, long rows, long depth, const T* packed, lon
                                     out + from * outputs + p * C, outputs, columns, fetch);
             }
         }
-    }
+    });
 }
 
 EXPORT int64_t panel_outputs() { return C; }

@@ -12,7 +12,7 @@ def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return functional.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
 
-def _pack(weight: Tensor, columns: int, advise: "native.Function") -> Tensor:
+def _pack(weight: Tensor, columns: int, advise: native.Function) -> Tensor:
     """Panels of `columns` outputs, padded with zeros (linear.cpp draws them): [N, K] -> [P, K (/ 2), columns (, 2)]."""
     outputs, depth = weight.shape
     pair = 2 if weight.dtype == torch.bfloat16 else 1

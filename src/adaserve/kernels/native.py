@@ -15,18 +15,25 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch  # loads the OpenMP runtime that the kernels then share
 
 _FOLDER = Path(__file__).parent
-_COMMON = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno")
+_COMMON = ("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno")
 _MACHINE = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-march=native",), ())
 """Options for this machine, best first; the first set that the compiler takes is used."""
 
+_CREW = "crew"
+"""The library with the threads that all others share."""
+
 _log = logging.getLogger(__name__)
 
-_POINTER, _INTEGER, _REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
+_ARGUMENT = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "d": ctypes.c_double}
+
+Function = Callable[..., None]
+"""A C function: pointers as integers (`Tensor.data_ptr()`), int64 and float64 arguments, nothing returned."""
 
 
 class NativeError(Exception):
@@ -118,13 +125,19 @@ def library(name: str) -> ctypes.CDLL | None:
     if os.environ.get("ADASERVE_NATIVE", "1") == "0":
         return None
     try:
-        return ctypes.CDLL(str(build(name)))
+        loaded = ctypes.CDLL(str(build(name)))
     except (NativeError, OSError) as error:
         _warn_once(str(error))
         return None
+    if name != _CREW and hasattr(loaded, "use_runner"):
+        crew = library(_CREW)
+        if crew is not None:
+            loaded.use_runner(crew.run)
+    return loaded
 
 
-def function(name: str, symbol: str, signature: str) -> "ctypes._NamedFuncPointer | None":
+@functools.cache
+def function(name: str, symbol: str, signature: str) -> Function | None:
     """A C function of a kernel library, or None when there is none.
 
     `signature` has a letter per argument: p pointer, i int64, d double. Nothing is returned.
@@ -133,9 +146,17 @@ def function(name: str, symbol: str, signature: str) -> "ctypes._NamedFuncPointe
     if loaded is None:
         return None
     found = loaded[symbol]
-    found.argtypes = [{"p": _POINTER, "i": _INTEGER, "d": _REAL}[letter] for letter in signature]
+    found.argtypes = [_ARGUMENT[letter] for letter in signature]
     found.restype = None
     return found
+
+
+def fits(*tensors: torch.Tensor) -> bool:
+    """Whether a native kernel takes these tensors: float32, on the CPU, without gaps."""
+    for tensor in tensors:
+        if tensor.dtype is not torch.float32 or not tensor.is_cpu or not tensor.is_contiguous():
+            return False
+    return True
 
 
 def native_status() -> str:

@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+from adaserve.kernels import native
+from adaserve.kernels.native import fits
+
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """The plain torch twin of `rms_norm`; works in x.dtype, but at least float32, on any device."""
@@ -19,9 +22,21 @@ def add_rms_norm_reference(x: Tensor, residual: Tensor, weight: Tensor, eps: flo
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Scale every row to unit root mean square, then each column by its weight: x [M, H], weight [H] -> [M, H]."""
-    return rms_norm_reference(x, weight, eps)
+    run = native.function("rows", "rms_norm", "ppiidp") if fits(x, weight) else None
+    if run is None:
+        return rms_norm_reference(x, weight, eps)
+    rows, width = x.shape
+    out = torch.empty_like(x)  # [M, H]
+    run(x.data_ptr(), weight.data_ptr(), rows, width, eps, out.data_ptr())
+    return out
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Add a layer's output to the residual stream and normalise: x, residual [M, H] -> (normed, x + residual)."""
-    return add_rms_norm_reference(x, residual, weight, eps)
+    run = native.function("rows", "add_rms_norm", "pppiidpp") if fits(x, residual, weight) else None
+    if run is None:
+        return add_rms_norm_reference(x, residual, weight, eps)
+    rows, width = x.shape
+    out, total = torch.empty_like(x), torch.empty_like(x)  # [M, H]
+    run(x.data_ptr(), residual.data_ptr(), weight.data_ptr(), rows, width, eps, out.data_ptr(), total.data_ptr())
+    return out, total

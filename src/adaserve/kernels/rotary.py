@@ -5,7 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from adaserve.kernels import native
 from adaserve.kernels.norm import rms_norm_reference
+
+_SYMBOL = {torch.float32: "rotate_float", torch.bfloat16: "rotate_bf16"}  # by the pool's dtype
 
 
 @dataclass(frozen=True)
@@ -69,4 +72,31 @@ def rotate_and_store(
     one layer's pool, written in its dtype; q_norm, k_norm [hd] are the weights of per-head norms, before rotation.
     Returns q [M, H, hd].
     """
-    return rotate_and_store_reference(qkv, table, position, dest, keys, values, q_norm, k_norm, eps)
+    cos, sin = table.cos, table.sin
+    symbol = _SYMBOL.get(keys.dtype)
+    norms = [norm for norm in (q_norm, k_norm) if norm is not None]
+    run = native.function("rows", symbol, "piiiippppppppdp") if symbol and native.fits(qkv, cos, sin, *norms) else None
+    if run is None or not (keys.is_contiguous() and values.is_contiguous() and position.is_contiguous() and dest.is_contiguous()):
+        return rotate_and_store_reference(qkv, table, position, dest, keys, values, q_norm, k_norm, eps)
+    rows, width = qkv.shape
+    _, kv_heads, head_dim = keys.shape
+    heads = width // head_dim - 2 * kv_heads
+    q = torch.empty(rows, heads, head_dim)  # [M, H, hd]
+    run(
+        qkv.data_ptr(),
+        rows,
+        heads,
+        kv_heads,
+        head_dim,
+        cos.data_ptr(),
+        sin.data_ptr(),
+        position.data_ptr(),
+        dest.data_ptr(),
+        keys.data_ptr(),
+        values.data_ptr(),
+        0 if q_norm is None else q_norm.data_ptr(),
+        0 if k_norm is None else k_norm.data_ptr(),
+        eps,
+        q.data_ptr(),
+    )
+    return q

@@ -1,10 +1,9 @@
 // What happens to single rows between the matrix products: norms, the gate, rotation and the write into the pool.
 // Every row is computed alone and always in the same order.
-#include <cstdlib>
-
 #include "simd.h"
 
-constexpr int64_t ALONE = 1 << 14;  // values below which a second thread costs more than it brings
+// Into how many parts to cut the work: below some thousand values a second thread costs more than it brings.
+static inline int64_t parts(int64_t values) { return values > (1 << 14) ? 4 : 1; }
 
 // Sum of squares in four interleaved chains, then a fixed tree.
 static float square_sum(const float* x, int64_t n) {
@@ -32,28 +31,25 @@ static void norm_row(const float* x, const float* weight, int64_t n, double eps,
 }
 
 EXPORT void rms_norm(const float* x, const float* weight, int64_t rows, int64_t width, double eps, float* out) {
-#pragma omp parallel for schedule(static) if (rows * width > ALONE)
-    for (int64_t r = 0; r < rows; r++) norm_row(x + r * width, weight, width, eps, out + r * width);
+    parallel_runs(rows, parts(rows * width), [&](int64_t r) { norm_row(x + r * width, weight, width, eps, out + r * width); });
 }
 
 EXPORT void add_rms_norm(const float* x, const float* residual, const float* weight, int64_t rows, int64_t width, double eps, float* out,
                          float* total) {
-#pragma omp parallel for schedule(static) if (rows * width > ALONE)
-    for (int64_t r = 0; r < rows; r++) {
+    parallel_runs(rows, parts(rows * width), [&](int64_t r) {
         const float *a = x + r * width, *b = residual + r * width;
         float* t = total + r * width;
         int64_t i = 0;
         for (; i + W <= width; i += W) store(t + i, load(a + i) + load(b + i));
         for (; i < width; i++) t[i] = a[i] + b[i];
         norm_row(t, weight, width, eps, out + r * width);
-    }
+    });
 }
 
 static inline vfloat silu(vfloat x) { return x / (1.0f + exponential(-x)); }
 
 EXPORT void silu_mul(const float* gate_up, int64_t rows, int64_t width, float* out) {
-#pragma omp parallel for schedule(static) if (rows * width > ALONE / 4)
-    for (int64_t r = 0; r < rows; r++) {
+    parallel_runs(rows, parts(4 * rows * width), [&](int64_t r) {
         const float *gate = gate_up + r * 2 * width, *up = gate + width;
         float* y = out + r * width;
         int64_t i = 0;
@@ -64,7 +60,7 @@ EXPORT void silu_mul(const float* gate_up, int64_t rows, int64_t width, float* o
             store(edge, silu(load(edge)));
             for (int64_t j = i; j < width; j++) y[j] = edge[j - i] * up[j];
         }
-    }
+    });
 }
 
 // Half rotation: pairs (j, j + half).
@@ -95,11 +91,8 @@ static void rotate(const float* qkv, int64_t rows, int64_t heads, int64_t kv_hea
                    const int64_t* position, const int64_t* dest, T* keys, T* values, const float* q_norm, const float* k_norm, double eps,
                    float* q) {
     const int64_t half = head_dim / 2, row_width = (heads + 2 * kv_heads) * head_dim;
-#pragma omp parallel if (rows * row_width > ALONE)
-    {
-        float* normed = (q_norm || k_norm) ? (float*)std::malloc(head_dim * sizeof(float)) : nullptr;
-#pragma omp for schedule(static)
-        for (int64_t r = 0; r < rows; r++) {
+    parallel_runs(rows, parts(rows * row_width), [&](int64_t r) {
+        float normed[(q_norm || k_norm) ? head_dim : 1];
             const float* row = qkv + r * row_width;
             const float *c = cos + position[r] * half, *s = sin + position[r] * half;
             for (int64_t h = 0; h < heads + kv_heads; h++) {
@@ -115,9 +108,7 @@ static void rotate(const float* qkv, int64_t rows, int64_t heads, int64_t kv_hea
                     rotate_head(x, c, s, half, keys + (dest[r] * kv_heads + h - heads) * head_dim);
             }
             copy_row(row + (heads + kv_heads) * head_dim, kv_heads * head_dim, values + dest[r] * kv_heads * head_dim);
-        }
-        std::free(normed);
-    }
+    });
 }
 
 EXPORT void rotate_float(const float* qkv, int64_t rows, int64_t heads, int64_t kv_heads, int64_t head_dim, const float* cos,

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "parallel.h"
+
 #if defined(__AVX512F__)
 #define ADASERVE_WIDTH 16
 #elif defined(__AVX__)
@@ -19,8 +21,6 @@
 #else
 #define UNROLL _Pragma("GCC unroll 64")
 #endif
-
-#define EXPORT extern "C" __attribute__((visibility("default")))
 
 constexpr int W = ADASERVE_WIDTH;  // floats a vector
 

@@ -57,8 +57,7 @@ static double exponential_sum(const float* x, int64_t n, float top, float scale)
 
 EXPORT void top_tokens(const float* logits, int64_t rows, int64_t vocabulary, const double* inverse_temperature, int64_t width,
                        int64_t* token, double* log_prob) {
-#pragma omp parallel for schedule(dynamic, 1) if (rows > 1)
-    for (int64_t r = 0; r < rows; r++) {
+    parallel(rows, [&](int64_t r) {
         const float* x = logits + r * vocabulary;
         float value[width];
         select(x, vocabulary, width, token + r * width, value);
@@ -73,13 +72,12 @@ EXPORT void top_tokens(const float* logits, int64_t rows, int64_t vocabulary, co
             const double gap = value[j] == top ? 0.0 : (double(value[j]) - double(top)) * inverse_temperature[r];
             log_prob[r * width + j] = top > -INFINITY && value[j] > -INFINITY ? gap - std::log(total) : -INFINITY;
         }
-    }
+    });
 }
 
 EXPORT void argmax(const float* logits, int64_t rows, int64_t vocabulary, int64_t* token) {
-#pragma omp parallel for schedule(static) if (rows * vocabulary > (1 << 16))
-    for (int64_t r = 0; r < rows; r++) {
-        float value[1];
+    parallel(rows, [&](int64_t r) {
+        float value[1] = {};
         select(logits + r * vocabulary, vocabulary, 1, token + r, value);
-    }
+    });
 }

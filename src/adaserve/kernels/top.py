@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from adaserve.kernels import native
+
 
 def top_tokens_reference(logits: Tensor, inverse_temperature: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """The plain torch twin of `top_tokens`."""
@@ -27,7 +29,15 @@ def top_tokens(logits: Tensor, inverse_temperature: Tensor, width: int) -> tuple
     """
     if not 0 < width <= logits.shape[-1]:
         raise ValueError(f"width {width} is not within 1..{logits.shape[-1]}")
-    return top_tokens_reference(logits, inverse_temperature, width)
+    run = native.function("top", "top_tokens", "piipipp") if native.fits(logits) else None
+    if run is None:
+        return top_tokens_reference(logits, inverse_temperature, width)
+    rows, vocabulary = logits.shape
+    inverse = inverse_temperature.double().contiguous()  # [R]
+    token = torch.empty(rows, width, dtype=torch.int64)  # [R, width]
+    log_prob = torch.empty(rows, width, dtype=torch.float64)
+    run(logits.data_ptr(), rows, vocabulary, inverse.data_ptr(), width, token.data_ptr(), log_prob.data_ptr())
+    return token, log_prob
 
 
 def argmax_reference(logits: Tensor) -> Tensor:
@@ -40,4 +50,10 @@ def argmax(logits: Tensor) -> Tensor:
 
     A logit that is not a number counts as impossible; a row of nothing else yields token 0.
     """
-    return argmax_reference(logits)
+    run = native.function("top", "argmax", "piip") if native.fits(logits) else None
+    if run is None:
+        return argmax_reference(logits)
+    rows, vocabulary = logits.shape
+    token = torch.empty(rows, dtype=torch.int64)  # [R]
+    run(logits.data_ptr(), rows, vocabulary, token.data_ptr())
+    return token

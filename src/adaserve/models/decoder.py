@@ -1,9 +1,8 @@
 """The one decoder of all families: Llama, Mistral, Qwen2, Qwen3 and what calls itself one of them.
 
-    embedding -> [ norm -> qkv -> rotate, store -> attention -> output -(+)-> norm -> gate, up -> silu * -> down -(+)-> ] -> norm -> head
-                                                                         |                                        |
-                                                                     residual                                 residual
+    embedding -> [ norm -> qkv -> rotate, store -> attend -> output (+) norm -> gate, up -> silu * -> down (+) ] -> norm -> head
 
+where (+) adds to the residual stream.
 Families differ only in whether a bias or a per-head norm is there. All rows of a batch are alike: see runtime/batch.py.
 """
 

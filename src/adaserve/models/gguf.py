@@ -12,7 +12,7 @@ from torch import Tensor
 
 from adaserve.errors import InvalidModel
 from adaserve.models.config import ModelConfig
-from adaserve.models.gguf_header import GgufHeader, TensorInfo, Value, read_header
+from adaserve.models.gguf_header import GgufHeader, TensorInfo, Value
 from adaserve.models.rope import FrequencyFactors, Rope
 
 _ARCHITECTURES = ("llama", "qwen2", "qwen3")
@@ -173,10 +173,8 @@ def _dequantise(path: Path, data: np.ndarray, info: TensorInfo) -> Tensor:
     raw = data[info.offset : info.offset + info.size].reshape(*rows, -1)  # [..., bytes a row]
     kind = GGMLQuantizationType(info.kind)
     try:
-        if kind in _UNQUANTISED:
-            values = raw.view(_UNQUANTISED[kind]).astype(np.float32)  # a copy: the file may go away
-        else:
-            values = dequantize(raw, kind)
+        # Both give a copy: the file may go away.
+        values = raw.view(_UNQUANTISED[kind]).astype(np.float32) if kind in _UNQUANTISED else dequantize(raw, kind)
     except (NotImplementedError, ValueError) as error:
         raise InvalidModel(f"{path}: tensor {info.name}: quantisation {kind.name} is not supported") from error
     return torch.from_numpy(values).reshape(info.shape)
@@ -188,5 +186,7 @@ def _unpermute(tensor: Tensor, heads: int) -> Tensor:
     The converter pairs dimension j of a head with j + 1 where Hugging Face pairs j with j + hd / 2.
     """
     rows, rest = tensor.shape[0], tensor.shape[1:]
+    if rows % (2 * heads):
+        return tensor  # the wrong shape, which the caller refuses
     pairs = tensor.reshape(heads, rows // heads // 2, 2, *rest)  # [heads, hd / 2, 2, ...]
     return pairs.transpose(1, 2).reshape(rows, *rest)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from adaserve.errors import InvalidModel
+from adaserve.errors import InvalidConfig, InvalidModel
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -145,8 +145,10 @@ class _Cursor:
         return TensorInfo(name, shape, self._number("I"), self._number("Q"), 0)
 
     def _place(self, info: TensorInfo, base: int) -> TensorInfo:
-        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
+        try:
+            from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+        except ImportError as error:
+            raise InvalidConfig("GGUF files need the gguf package; run: pip install 'adaserve[text]'") from error
         try:
             block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(info.kind)]
         except (ValueError, KeyError):

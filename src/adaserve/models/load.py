@@ -73,28 +73,27 @@ def load_decoder(
 ) -> Decoder:
     """Load a whole model.
 
-    dtype: of the weights in memory (float64, float32, bfloat16); positions: longest context to serve, None for the model's.
+    dtype: of the weights in memory (float64, float32, bfloat16).
+    positions: longest context to serve, capped at the model's; None for that.
     Raises InvalidModel or ModelNotFound, in one line naming file and cause.
     """
     config, weights = _open(source)
-    return assemble(config, weights, str(source.path), dtype=dtype, device=device, positions=positions)
+    length = config.max_positions if positions is None else min(positions, config.max_positions)
+    return assemble(config, weights, str(source.path), dtype=dtype, device=device, positions=length)
 
 
-def load_draft(
-    source: ModelSource, target: Decoder, *, dtype: torch.dtype, positions: int | None = None
-) -> Decoder:
-    """Load a draft model for a target, on the target's device.
+def load_draft(source: ModelSource, target: Decoder, *, dtype: torch.dtype) -> Decoder:
+    """Load a draft model for a target, on the target's device and for its context.
 
     A file of layers only takes embedding, head and all of its shape from the target, sharing their memory. A whole model must
-    have the target's vocabulary. positions: None for the target's. Raises InvalidModel for a draft that does not fit.
+    have the target's vocabulary; where the target's context exceeds its own it drafts badly, which costs speed and nothing
+    else. Raises InvalidModel for a draft that does not fit.
     """
-    length = positions or target.max_positions
+    length = target.max_positions
     if source.format is Format.LAYERS:
         layers = SafetensorsFiles([source.path])
         config = draft_config(target.config, layers, str(source.path))
-        return assemble(
-            config, layers, str(source.path), dtype=dtype, device=target.device, positions=length, lender=target
-        )
+        return assemble(config, layers, str(source.path), dtype=dtype, device=target.device, positions=length, lender=target)
     config, weights = _open(source)
     if config.vocab_size != target.config.vocab_size:
         sizes = f"{config.vocab_size} tokens, the target's {target.config.vocab_size}"

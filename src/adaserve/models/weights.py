@@ -69,7 +69,7 @@ def assemble(
 
     label: names the source in errors.
     dtype: of the weights in memory: float64, float32 or bfloat16. On a CPU, activations of a bfloat16 model are float32.
-    positions: longest context to serve, at most the config's; None for the config's.
+    positions: longest context to serve; None for the config's. Beyond that one a model works, but not well.
     lender: a decoder of the same width and vocabulary whose embedding and head are used, without a copy, instead of own ones.
     Raises InvalidModel for a tensor that is missing, unknown or of the wrong shape, InvalidConfig for another dtype.
     """
@@ -80,6 +80,8 @@ def assemble(
         raise InvalidModel(f"{label}: width and vocabulary must be the target's to share its embedding")
     loader = _Loader(config, weights, label, dtype, torch.device(device))
     activation = torch.float64 if dtype == torch.float64 else torch.float32 if loader.device.type == "cpu" else dtype
+    if lender is not None and lender.dtype != activation:
+        raise InvalidConfig(f"a draft of {dtype} cannot share the embedding of a target that computes in {lender.dtype}")
     layers = tuple(loader.layer(f"model.layers.{index}.", activation) for index in range(config.layers))
     norm = loader.tensor(NORM).to(activation)
     if lender is not None:
@@ -87,7 +89,7 @@ def assemble(
     else:
         embedding = loader.tensor(EMBEDDING)
         head = Linear(embedding if config.tie_embeddings else loader.tensor(HEAD), None)
-    length = min(positions or config.max_positions, config.max_positions)
+    length = config.max_positions if positions is None else positions
     table = config.rope.table(head_dim=config.head_dim, positions=length, dtype=activation, device=device)
     return Decoder(config, embedding, layers, norm, head, table, activation)
 

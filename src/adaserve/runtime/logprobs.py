@@ -25,6 +25,4 @@ def token_logprobs(logits: Tensor, token: Tensor, alternatives: int) -> tuple[To
         tuple(sorted(zip(row_ids, row_values, strict=True), key=lambda entry: (-entry[1], entry[0])))
         for row_ids, row_values in zip(ids.tolist(), values.tolist(), strict=True)
     ]
-    return tuple(
-        TokenLogprobs(*fields) for fields in zip(token.tolist(), own[:, 0].tolist(), rank.tolist(), top, strict=True)
-    )
+    return tuple(TokenLogprobs(*fields) for fields in zip(token.tolist(), own[:, 0].tolist(), rank.tolist(), top, strict=True))

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from adaserve.kernels.gumbel import greedy_argmax, perturbed_argmax
+from adaserve.kernels.truncation import Truncation
 from adaserve.runtime import processors
-from adaserve.runtime.table import SamplingTable
+from adaserve.runtime.table import SamplingTable, Traits
 from adaserve.tree import DraftTree
 
 
@@ -38,9 +39,7 @@ class DrawRows:
     slots: tuple[int, ...]
 
     @staticmethod
-    def of(
-        tree: DraftTree, decoding: tuple[int, ...], finishing: tuple[int, ...], known: Tensor, max_depth: int
-    ) -> "DrawRows":
+    def of(tree: DraftTree, decoding: tuple[int, ...], finishing: tuple[int, ...], known: Tensor, max_depth: int) -> "DrawRows":
         """Describe the rows of a tree, followed by one row for each prompt chunk that draws.
 
         decoding: slots of the tree's n requests; finishing: slots of the chunks; known [slots]: how many tokens of each slot
@@ -89,65 +88,76 @@ def draw(logits: Tensor, rows: DrawRows, table: SamplingTable, history: History)
     Returns the same token for a row whatever the other rows are.
     """
     traits = table.traits(rows.slots)
-    if not traits.changes_logits:
-        return _draw(logits, rows.slot, rows.position, table, traits.noise)
-    # Only rows of requests that ask are processed, where finding them costs no synchronisation; elsewhere all rows are, with
+    if not traits.edits_logits:
+        return _draw(logits, rows.slot, rows.position, table, traits)
+    # Only rows of requests that ask are edited, where finding them costs no synchronisation; elsewhere all rows are, with
     # parameters that change nothing for the others.
-    affected = torch.arange(len(rows.slot), device=logits.device) if logits.is_cuda else table.changes[rows.slot].nonzero()[:, 0]
-    processed = process(logits, affected, rows, table, history)
-    part = _draw(processed, rows.slot[affected], rows.position[affected], table, traits.noise)
+    every = torch.arange(len(rows.slot), device=logits.device)  # [R]
+    affected = every if logits.is_cuda else every[table.edits[rows.slot]]  # [A]
+    edited = process(logits, affected, rows, table, history)
+    part = _draw(edited, rows.slot[affected], rows.position[affected], table, traits)
     if len(affected) == len(rows.slot):
         return part
-    plain = _draw(logits, rows.slot, rows.position, table, traits.noise)
+    plain = _draw(logits, rows.slot, rows.position, table, traits)
     return Draws(plain.token.index_copy(0, affected, part.token), plain.finite.index_copy(0, affected, part.finite))
 
 
 def process(logits: Tensor, affected: Tensor, rows: DrawRows, table: SamplingTable, history: History) -> Tensor:
-    """Return the processed logits of the affected rows, [len(affected), V] float32 or float64; see processors.py for the order."""
+    """Return logits of the affected rows after bias, penalties and minimum length, [A, V] float32 or float64; a new tensor."""
     traits = table.traits(rows.slots)
     slot, position = rows.slot[affected], rows.position[affected]  # [A]
     work = logits[affected]
     if work.dtype not in (torch.float32, torch.float64):
         work = work.float()
     if traits.bias:
-        work = processors.add_bias(work, table.bias.ids[slot], table.bias.numbers[slot])
+        processors.add_bias(work, table.bias.ids[slot], table.bias.numbers[slot])
     if traits.history:
-        seen, count = path_counts(affected, rows, table, history)
-        work = processors.penalise(
-            work, seen, count, table.repetition[slot], table.frequency[slot], table.presence[slot]
-        )
+        ids, count = path_tokens(affected, rows, table, history)
+        processors.penalise(work, ids, count, table.repetition[slot], table.frequency[slot], table.presence[slot])
     if traits.minimum:
-        work = processors.forbid(work, table.stops.ids[slot], position < table.shortest[slot])
-    if traits.truncation:
-        work = processors.truncate(
-            work, table.temperature[slot], table.top_k[slot], table.top_p[slot], table.min_p[slot], traits.most_k
-        )
+        processors.forbid(work, table.stops.ids[slot], position < table.shortest[slot])
     return work
 
 
-def path_counts(affected: Tensor, rows: DrawRows, table: SamplingTable, history: History) -> tuple[Tensor, Tensor]:
-    """Count what each affected row can look back on: seen [A, V] bool in prompt or output, count [A, V] int32 in the output."""
+def path_tokens(affected: Tensor, rows: DrawRows, table: SamplingTable, history: History) -> tuple[Tensor, Tensor]:
+    """List what each affected row can look back on: its request's known tokens, then those of its own path below the root.
+
+    Returns ids [A, K], repeated as they stand there and padded with known ones, and count [A, K]: how often each stands in the
+    output. Every slot has at least one known token.
+    """
     slot = rows.slot[affected]  # [A]
-    place = torch.arange(history.tokens.shape[1], device=slot.device)  # [L]
-    known = place < history.known[slot].unsqueeze(1)  # [A, L]
-    produced = known & (place >= table.prompt_length[slot].unsqueeze(1))
-    tokens = torch.where(known, history.tokens[slot], 0)
-    total = torch.zeros(len(slot), table.vocab_size, dtype=torch.int32, device=slot.device)  # [A, V]
-    count = total.scatter_add(1, tokens, produced.int())
-    total.scatter_add_(1, tokens, known.int())
+    # Occurrences are counted once for each request, not for each row.
+    requests, place = (table.every_slot, slot) if slot.is_cuda else slot.unique(return_inverse=True)  # [H], [A]
+    longest = history.tokens.shape[1] if slot.is_cuda else int(history.known[requests].max())
+    index = torch.arange(longest, device=slot.device)  # [L]
+    tokens = history.tokens[requests, :longest]  # [H, L]
+    known = index < history.known[requests].unsqueeze(1)
+    tokens = torch.where(known, tokens, torch.where(history.known[requests] > 0, tokens[:, 0], 0).unsqueeze(1))
+    produced = known & (index >= table.prompt_length[requests].unsqueeze(1))
+    occurrences = torch.zeros(len(requests), table.vocab_size, dtype=torch.int32, device=slot.device)  # [H, V]
+    occurrences.scatter_add_(1, tokens, produced.int())
+
+    path, below = [], []  # up the tree; a root is its own parent and counts among the known tokens already
     at = affected
-    for _ in range(rows.max_depth):  # up the tree; a root is its own parent and counts among the known tokens already
-        token, drafted = rows.token[at].unsqueeze(1), (rows.depth[at] > 0).int().unsqueeze(1)  # [A, 1]
-        count.scatter_add_(1, token, drafted)
-        total.scatter_add_(1, token, drafted)
+    for _ in range(rows.max_depth):
+        below.append(rows.depth[at] > 0)  # [A]
+        path.append(torch.where(below[-1], rows.token[at], tokens[place, 0]))  # [A]
         at = rows.parent[at]
-    return total > 0, count
+    ids = torch.cat([tokens[place], *(token.unsqueeze(1) for token in path)], dim=1)  # [A, K]
+    count = occurrences.flatten()[place.unsqueeze(1) * table.vocab_size + ids]  # [A, K]
+    for token, drafted in zip(path, below, strict=True):
+        count += (ids == token.unsqueeze(1)) & drafted.unsqueeze(1)
+    return ids, count
 
 
-def _draw(logits: Tensor, slot: Tensor, position: Tensor, table: SamplingTable, noise: bool) -> Draws:
-    """Draw from logits as they are."""
-    if noise:
-        token = perturbed_argmax(logits, table.temperature[slot], table.seed[slot], table.choice[slot], position)
+def _draw(logits: Tensor, slot: Tensor, position: Tensor, table: SamplingTable, traits: Traits) -> Draws:
+    """Draw from logits as they are, by temperature and truncation."""
+    if traits.noise:
+        truncation = None
+        if traits.truncation:
+            truncation = Truncation(table.top_k[slot], table.top_p[slot], table.min_p[slot], traits.most_k)
+        words = table.seed[slot], table.choice[slot], position
+        token = perturbed_argmax(logits, table.temperature[slot], *words, truncation)
     else:
         token = greedy_argmax(logits)
     # Argmax prefers NaN to everything and +inf to the rest, so its own logit tells of both.

@@ -25,9 +25,9 @@ class Traits:
     most_k: int = 0
 
     @property
-    def changes_logits(self) -> bool:
-        """Whether anything happens to the logits before the draw."""
-        return self.bias or self.history or self.minimum or self.truncation
+    def edits_logits(self) -> bool:
+        """Whether logits are changed before the draw, which needs a copy of them; truncation happens within the draw."""
+        return self.bias or self.history or self.minimum
 
     def __or__(self, other: "Traits") -> "Traits":
         return Traits(
@@ -67,8 +67,8 @@ class SamplingTable:
     """Sampling parameters of all slots.
 
     temperature, top_p, min_p, presence, frequency, repetition: [slots] float64. seed, choice, top_k, prompt_length: [slots]
-    int64. shortest: [slots] int64, the first absolute position at which a stop id may be drawn. changes: [slots] bool, whether
-    the slot's logits are processed at all. bias, stops: SparseRows.
+    int64. shortest: [slots] int64, the first absolute position at which a stop id may be drawn. edits: [slots] bool, whether the
+    slot's logits are changed before the draw. bias, stops: SparseRows. every_slot: [slots] int64, counting up.
     """
 
     def __init__(self, slots: int, vocab_size: int, device: torch.device | str = "cpu") -> None:
@@ -83,8 +83,9 @@ class SamplingTable:
         self.presence, self.frequency, self.repetition = numbers(0.0), numbers(0.0), numbers(1.0)
         self.seed, self.choice, self.top_k = integers(), integers(), integers()
         self.prompt_length, self.shortest = integers(), integers()
-        self.changes = torch.zeros(slots, dtype=torch.bool, device=device)
+        self.edits = torch.zeros(slots, dtype=torch.bool, device=device)
         self.bias, self.stops = SparseRows(slots, device), SparseRows(slots, device)
+        self.every_slot = torch.arange(slots, device=device)
         self._traits: dict[int, Traits] = {}
 
     def place(self, placement: Placement) -> None:
@@ -104,8 +105,8 @@ class SamplingTable:
         self.choice[slot] = placement.choice
         self.prompt_length[slot] = placement.prompt_length
         self.shortest[slot] = placement.prompt_length + sampling.min_tokens
-        self.changes[slot] = traits.changes_logits
-        if traits.bias or slot in self._traits and self._traits[slot].bias:
+        self.edits[slot] = traits.edits_logits
+        if traits.bias or (slot in self._traits and self._traits[slot].bias):
             self.bias.set(slot, bias)
         if traits.minimum:
             self.stops.set(slot, stops)
@@ -121,7 +122,7 @@ class SamplingTable:
             values[slot] = neutral
         for values in (self.seed, self.choice, self.top_k, self.prompt_length, self.shortest):
             values[slot] = 0
-        self.changes[slot] = False
+        self.edits[slot] = False
         if before is not None and before.bias:
             self.bias.set(slot, {})
 

@@ -3,32 +3,19 @@
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from adaserve.errors import InvalidRequest, PromptTooLong
+from adaserve.models.tokenizer import Tokenizer
 from adaserve.request import Request, SamplingParams
 from adaserve.server.limits import Limits
 from adaserve.server.messages import Ready
 from adaserve.server.problems import Kind, Problem
 from adaserve.server.schema import ChatBody, CompletionBody, GenerationBody, SLOBody
 from adaserve.server.slo import SLOBook
-from adaserve.server.text import Decoder
 
 DEFAULT_COMPLETION_TOKENS = 16
 MAX_STOP_LENGTH = 256
 MAX_IDS = 1024
-
-
-class TextTools(Decoder, Protocol):
-    """What the HTTP process needs of a tokenizer."""
-
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Return the token ids of a text."""
-        ...
-
-    def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Return the token ids of a conversation, ready for the assistant's turn. Raises InvalidRequest without a template."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -46,7 +33,7 @@ class Door:
     """Turns bodies into requests for one loaded model."""
 
     facts: Ready
-    tools: TextTools
+    tokenizer: Tokenizer
     slos: SLOBook
     limits: Limits
     draw_seed: Callable[[], int]
@@ -57,7 +44,7 @@ class Door:
             raise InvalidRequest("give either max_tokens or max_completion_tokens, not both", "max_tokens")
         if body.top_logprobs is not None and not body.logprobs:
             raise InvalidRequest("top_logprobs needs logprobs to be true", "top_logprobs")
-        prompt = self.tools.chat([{"role": message.role, "content": message.text} for message in body.messages])
+        prompt = self.tokenizer.chat([{"role": message.role, "content": message.text} for message in body.messages])
         most = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         return self._requests(body, [prompt], caller, most, None, logprobs, "messages")
@@ -70,14 +57,14 @@ class Door:
     def _prompts(self, prompt: str | list[str] | list[int] | list[list[int]]) -> list[list[int]]:
         """Tokenise what is text. A list of integers is one prompt."""
         if isinstance(prompt, str):
-            return [self.tools.encode(prompt)]
+            return [self.tokenizer.encode(prompt)]
         if len(prompt) == 0:
             raise InvalidRequest("prompt must not be empty", "prompt")
         if isinstance(prompt[0], int):
             return [list(prompt)]  # type: ignore[arg-type]
         if len(prompt) > self.limits.prompts:
             raise InvalidRequest(f"at most {self.limits.prompts} prompts a call, got {len(prompt)}", "prompt")
-        return [self.tools.encode(item) if isinstance(item, str) else list(item) for item in prompt]  # type: ignore[arg-type]
+        return [self.tokenizer.encode(item) if isinstance(item, str) else list(item) for item in prompt]  # type: ignore[arg-type]
 
     def _requests(
         self,

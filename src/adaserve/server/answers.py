@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from adaserve.models.tokenizer import Tokenizer
 from adaserve.server.choice import Choice, Piece, metrics_of
-from adaserve.server.text import UNFINISHED, Decoder
 from adaserve.step import TokenLogprobs
 
 LOWEST_LOGPROB = -9999.0
@@ -28,7 +28,7 @@ class Form(Protocol):
         """Word what a chunk adds to one choice; `first`: it is the choice's first chunk."""
         ...
 
-    def logprobs(self, items: Sequence[TokenLogprobs], top: int, decoder: Decoder, offset: int) -> Json:
+    def logprobs(self, items: Sequence[TokenLogprobs], top: int, tokenizer: Tokenizer, offset: int) -> Json:
         """Word log-probabilities; `offset` is where in the choice's text the first of the tokens begins."""
         ...
 
@@ -49,10 +49,10 @@ class ChatForm:
             delta["content"] = text
         return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
 
-    def logprobs(self, items: Sequence[TokenLogprobs], top: int, decoder: Decoder, offset: int) -> Json:
+    def logprobs(self, items: Sequence[TokenLogprobs], top: int, tokenizer: Tokenizer, offset: int) -> Json:
         content = [
-            _chat_logprob(item.token, item.logprob, decoder)
-            | {"top_logprobs": [_chat_logprob(token, value, decoder) for token, value in item.top[:top]]}
+            _chat_logprob(item.token, item.logprob, tokenizer)
+            | {"top_logprobs": [_chat_logprob(token, value, tokenizer) for token, value in item.top[:top]]}
             for item in items
         ]
         return {"content": content, "refusal": None}
@@ -70,15 +70,14 @@ class TextForm:
     def delta(self, index: int, text: str, logprobs: Json | None, finish: str | None, first: bool) -> Json:
         return self.choice(index, text, logprobs, finish)
 
-    def logprobs(self, items: Sequence[TokenLogprobs], top: int, decoder: Decoder, offset: int) -> Json:
+    def logprobs(self, items: Sequence[TokenLogprobs], top: int, tokenizer: Tokenizer, offset: int) -> Json:
         offsets, tokens = [], []
         for item in items:
-            text = token_text(item.token, decoder)
-            tokens.append(text)
+            tokens.append(token_text(item.token, tokenizer))
             offsets.append(offset)
-            offset += len(text)
+            offset += len(tokenizer.decode([item.token]))  # special tokens are no part of the text
         tops = [
-            {token_text(token, decoder): finite(value) for token, value in [*item.top[:top], (item.token, item.logprob)]}
+            {token_text(token, tokenizer): finite(value) for token, value in [*item.top[:top], (item.token, item.logprob)]}
             for item in items
         ]
         return {
@@ -94,16 +93,14 @@ def finite(value: float) -> float:
     return max(value, LOWEST_LOGPROB)
 
 
-def token_text(token: int, decoder: Decoder) -> str:
+def token_text(token: int, tokenizer: Tokenizer) -> str:
     """Return a token's own text, special tokens included."""
-    return decoder.decode([token], skip_special_tokens=False)
+    return tokenizer.decode([token], skip_special_tokens=False)
 
 
-def _chat_logprob(token: int, logprob: float, decoder: Decoder) -> Json:
-    text = token_text(token, decoder)
-    # A token that is part of a character has no text of its own; its bytes are then unknown, which OpenAI writes as null.
-    known = UNFINISHED not in text
-    return {"token": text, "logprob": finite(logprob), "bytes": list(text.encode()) if known else None}
+def _chat_logprob(token: int, logprob: float, tokenizer: Tokenizer) -> Json:
+    data = list(tokenizer.token_bytes(token))
+    return {"token": token_text(token, tokenizer), "logprob": finite(logprob), "bytes": data}
 
 
 @dataclass
@@ -115,7 +112,7 @@ class Answer:
     model: str
     form: Form
     choices: Sequence[Choice]
-    decoder: Decoder
+    tokenizer: Tokenizer
     prompts: int
     service_tier: str | None = None
     _offsets: dict[int, int] = field(default_factory=dict)
@@ -176,4 +173,4 @@ class Answer:
 
     def _logprobs(self, index: int, items: Sequence[TokenLogprobs]) -> Json | None:
         top = self.choices[index].request.sampling.logprobs
-        return None if top is None else self.form.logprobs(items, top, self.decoder, self._offsets.get(index, 0))
+        return None if top is None else self.form.logprobs(items, top, self.tokenizer, self._offsets.get(index, 0))

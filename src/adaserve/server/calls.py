@@ -116,6 +116,7 @@ class EventStream(Response):
             elif not gone.done():
                 logger.warning("%s: cut off, its client does not read", self._call.answer.id)
                 scope.get("extensions", {}).get(ABORT, {}).get("abort", lambda: None)()
+                await asyncio.wait({gone}, timeout=LAST_WORDS)
         finally:
             for task in (pump, gone, broken):
                 task.cancel()

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from adaserve.metrics import RequestResult
+from adaserve.models.tokenizer import StreamDecoder, Tokenizer
 from adaserve.request import FinishReason, Request
 from adaserve.server.messages import TokenNews
-from adaserve.server.text import Decoder, Detokenizer, StopFinder
+from adaserve.server.stops import StopFinder
 from adaserve.step import TokenLogprobs
 
 
@@ -30,7 +31,7 @@ class Choice:
     """
 
     def __init__(
-        self, request: Request, decoder: Decoder, include_stop: bool = False, skip_special_tokens: bool = True
+        self, request: Request, tokenizer: Tokenizer, include_stop: bool = False, skip_special_tokens: bool = True
     ) -> None:
         self.request = request
         self.stopped = False
@@ -40,7 +41,7 @@ class Choice:
         self.histogram = Counter[int]()
         self.drafted = 0
         self._include_stop = include_stop
-        self._detokenizer = Detokenizer(decoder, skip_special_tokens)
+        self._decoder = StreamDecoder(tokenizer, skip_special_tokens)
         self._stops = StopFinder(request.sampling.stop, include_stop)
         self._last_at = request.arrived
 
@@ -63,12 +64,12 @@ class Choice:
         last = len(news.tokens) - 1
         silent = news.finish is FinishReason.STOP and not self._include_stop  # the last token is what it stopped at
         if not self.request.sampling.stop:
-            return self._detokenizer.push(news.tokens[:-1] if silent else news.tokens), len(news.tokens)
+            return self._decoder.push(news.tokens[:-1] if silent else news.tokens), len(news.tokens)
         text = ""
         for position, token in enumerate(news.tokens):
             if silent and position == last:
                 break
-            piece = self._detokenizer.push((token,))
+            piece = self._decoder.push((token,))
             if self.output_tokens + position < self.request.sampling.min_tokens:
                 text += piece
                 continue
@@ -82,7 +83,7 @@ class Choice:
         """Close the account; returns the text that was held back."""
         held = ""
         if not self.stopped:
-            visible, self.stopped = self._stops.push(self._detokenizer.flush())
+            visible, self.stopped = self._stops.push(self._decoder.finish())
             held = visible if self.stopped else visible + self._stops.flush()
         reason = FinishReason.STOP if self.stopped else news.finish
         self.finish = "stop" if reason is None else reason.value

@@ -149,6 +149,12 @@ class EngineLink:
         assert self._ready is not None
         return self._ready
 
+    async def failed(self) -> None:
+        """Wait until the engine has failed."""
+        while self.failure is None:
+            self._changed.clear()
+            await self._changed.wait()
+
     def submit(self, requests: list[Request], max_pending: int) -> Stream:
         """Send the requests of one call; returns the stream of their news. Raises EngineFailed unless the engine is up."""
         if self.state is not EngineState.READY:

@@ -34,8 +34,8 @@ from adaserve.server.messages import (
 from adaserve.step import PhaseTimes
 
 if TYPE_CHECKING:
+    from adaserve.build import BuiltEngine
     from adaserve.engine import Engine, StepReport
-    from adaserve.llm import BuiltEngine
 
 LINGER = 2.0
 """Seconds that a step in progress may still take after the HTTP process has gone."""
@@ -151,7 +151,14 @@ class EngineLoop:
         """
         self._engine = engine = built.engine
         self._wire.send(
-            Ready(built.model_name, built.max_model_len, built.vocab_size, built.baseline, tuple(sorted(built.eos_ids)))
+            Ready(
+                model_name=built.model_name,
+                max_model_len=built.max_model_len,
+                vocab_size=built.vocab_size,
+                baseline=built.baseline,
+                eos_ids=tuple(built.eos_ids),
+                description=built.description,
+            )
         )
         while not self._gone.is_set():
             self._wake.clear()
@@ -177,7 +184,7 @@ def main(arguments: list[str]) -> int:
         if not isinstance(first, Configure):
             raise EngineFailed("the first message must say what engine to build")
         threading.Thread(target=loop.read, daemon=True).start()
-        from adaserve.llm import build_engine  # this is where torch is loaded
+        from adaserve.build import build_engine  # this is where torch is loaded
 
         built = build_engine(first.config, lambda text: wire.send(Progress(text)))
         starting = False
@@ -195,4 +202,8 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Nothing is left to save, and unwinding torch's threads can take seconds for which the server's end would wait.
+    os._exit(status)

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import socket
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from adaserve.server.problems import Kind, Problem
 
 MAX_HEADER_BYTES = 32 * 1024
 HEADER_TIMEOUT = 10.0
+SEND_BUFFER = 128 * 1024
 
 ABORT = "adaserve.abort"
 """ASGI extension under which an application may drop the connection at once, what was written and not read included."""
@@ -106,6 +108,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        # The kernel would otherwise buffer megabytes for a client that does not read, long before we noticed.
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         self._head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
         self._expect_head()

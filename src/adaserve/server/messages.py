@@ -13,7 +13,7 @@ from typing import ClassVar
 import msgspec
 
 from adaserve.config import EngineConfig
-from adaserve.errors import EngineFailed
+from adaserve.errors import AdaServeError, EngineFailed
 from adaserve.metrics import RequestResult
 from adaserve.request import FinishReason, Request
 from adaserve.step import TokenLogprobs
@@ -51,13 +51,14 @@ class Progress(Message):
 
 
 class Ready(Message):
-    """The engine is up; what the door must know about it. `baseline` is in s/token."""
+    """The engine is up; what the door must know about it. `baseline` is in s/token; `description` is for people."""
 
     model_name: str
     max_model_len: int
     vocab_size: int
     baseline: float
     eos_ids: tuple[int, ...]
+    description: str
 
 
 class TokenNews(msgspec.Struct, array_like=True, frozen=True):
@@ -129,7 +130,7 @@ class Codec:
         """Decode a frame's body; raises EngineFailed for anything but a message of the incoming types."""
         try:
             return self._decoder.decode(body)  # type: ignore[no-any-return]
-        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        except (msgspec.MsgspecError, ValueError, RecursionError, AdaServeError) as error:
             raise EngineFailed(f"malformed message between processes: {error}") from None
 
     @staticmethod

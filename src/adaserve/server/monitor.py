@@ -29,6 +29,8 @@ class Monitor:
         self._model = model
         self._attained: dict[str, tuple[int, int]] = {}
         self._delivered: dict[str, float] = {}
+        self._latency_sum = 0.0
+        self._latency_count = 0
 
         def gauge(name: str, text: str) -> Gauge:
             return Gauge(name, text, ["model_name"], registry=registry).labels(model)
@@ -63,7 +65,7 @@ class Monitor:
             "adaserve:slo_requests", "Ended requests by SLO class and outcome.", ["class", "outcome"], registry=registry
         )
         self.attainment = Gauge(
-            "adaserve:slo_attainment_ratio", "Share of a class's ended requests that met all targets.", ["class"], registry=registry
+            "adaserve:slo_attainment_ratio", "Share of ended requests that met all their targets.", ["class"], registry=registry
         )
         self.budget = Gauge("adaserve:verify_budget_rows", "Rows that the last step might spend.", registry=registry)
         self.budget_used = Gauge("adaserve:verify_budget_used_rows", "Rows that the last step spent.", registry=registry)
@@ -140,6 +142,8 @@ class Monitor:
         if result.finish in (FinishReason.STOP, FinishReason.LENGTH):
             self.success.labels(self._model, result.finish.value).inc()
             self.latency.observe(result.latency)
+            self._latency_sum += result.latency
+            self._latency_count += 1
             if result.ttft is not None:
                 self.ttft.observe(result.ttft)
             if result.tpot is not None and result.output_tokens > 1:
@@ -150,6 +154,10 @@ class Monitor:
             met, of = self._attained.get(name, (0, 0))
             self._attained[name] = met, of = met + (outcome == "attained"), of + 1
             self.attainment.labels(name).set(met / of)
+
+    def mean_latency(self) -> float:
+        """Mean seconds from arrival to end over all requests so far; 1 before the first has ended."""
+        return self._latency_sum / self._latency_count if self._latency_count else 1.0
 
     def engine_gone(self) -> None:
         """The engine died: nothing runs and nothing waits."""

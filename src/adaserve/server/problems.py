@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 
-from adaserve.errors import AdaServeError, InvalidRequest, ModelNotFound, Overloaded, PromptTooLong
+from adaserve.errors import AdaServeError, EngineFailed, InvalidRequest, ModelNotFound, Overloaded, PromptTooLong
 
 
 class Kind(Enum):
@@ -61,6 +61,10 @@ class Problem(Exception):
         return headers
 
 
+class Stopping(EngineFailed):
+    """The server is shutting down, and its grace time has run out."""
+
+
 def problem_of(error: AdaServeError) -> Problem:
     """Translate one of our exceptions; what is none of the caller's business becomes 503."""
     if isinstance(error, PromptTooLong):
@@ -71,4 +75,6 @@ def problem_of(error: AdaServeError) -> Problem:
         return Problem(Kind.OVERLOADED, str(error), retry_after=error.retry_after)
     if isinstance(error, ModelNotFound):
         return Problem(Kind.NO_MODEL, str(error), "model")
+    if isinstance(error, Stopping):
+        return Problem(Kind.STOPPING, str(error), retry_after=5)
     return Problem(Kind.FAILED, "the engine failed; this server is going to restart", retry_after=5)

@@ -23,14 +23,14 @@ class NgramIndex:
 
     def append(self, tokens: Sequence[int]) -> None:
         """Take in tokens that have become known."""
-        known, following = self._tokens, self._next
-        for token in tokens:
-            # Only now that something follows it, the suffix so far counts as an occurrence; so a look-up never finds itself.
-            end = len(known)
-            for size in self._sizes:
-                if size <= end:
-                    following[tuple(known[end - size :])] = end
-            known.append(token)
+        first = len(self._tokens)
+        self._tokens += tokens
+        for size in self._sizes:
+            # An n-gram counts once something follows it, so a look-up never finds the suffix itself: zip drops the last one.
+            start = max(first - size, 0)
+            window = self._tokens[start:]
+            grams = zip(*(window[offset:] for offset in range(size)), strict=False)
+            self._next.update(zip(grams, range(start + size, len(self._tokens)), strict=False))
 
     def continuation(self, length: int) -> list[int]:
         """Propose `length` tokens to follow the known ones; empty when no suffix of an allowed size occurred before.

@@ -1,0 +1,386 @@
+// Attention of packed rows over a paged prefix and a masked scratch tail.
+//
+// Work is cut into blocks of rows of one group, times key-value heads. The queries of such an item (rows x query heads of that head)
+// share one reading of keys and values. What a query sees is a sequence: its paged positions in order, then its tail
+// rows in order of bit. Scores, the softmax sum and the sum over values all follow that sequence's indices and nothing else, so
+// a result depends neither on the batch mates nor on whether a key lives in a page or in the tail.
+#include <algorithm>
+#include <cstdlib>
+#include <vector>
+
+#include "simd.h"
+
+constexpr int KEYS = 2 * W;          // keys scored at once
+constexpr int TAIL = 64;             // scratch rows a slot
+constexpr int64_t QUERIES = 32;      // queries an item aims at
+constexpr int64_t SCORES = 1 << 17;  // scores an item aims at: half the second level cache
+#if defined(__AVX__) && !defined(__AVX512F__)
+constexpr int SCORE_ROWS = 4, VALUE_ROWS = 2;
+#else
+constexpr int SCORE_ROWS = 8, VALUE_ROWS = 6;
+#endif
+constexpr int64_t MARGIN = 8;  // values fetched this far ahead of use
+constexpr int64_t PARTS = 8;  // pieces of a large batch: runs of blocks
+constexpr int SPAN = 4;  // vectors of a value row at once
+
+struct Block {
+    int64_t first, last, slot;  // rows [first, last)
+};
+
+struct Pages {
+    const int64_t* table;
+    int64_t per_slot, size, tail_start;
+};
+
+// ---- transposition: W rows of W words become W columns
+
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define HAVE_SHUFFLE 1
+#endif
+#endif
+
+#ifdef HAVE_SHUFFLE
+template <int... I>
+struct Lanes {};
+template <int N, int... I>
+struct Upto : Upto<N - 1, N - 1, I...> {};
+template <int... I>
+struct Upto<0, I...> {
+    typedef Lanes<I...> type;
+};
+
+// Exchange the off-diagonal S x S blocks of two rows that lie S apart.
+template <int S, int... I>
+static inline void exchange(vuint& a, vuint& b, Lanes<I...>) {
+    const vuint x = a, y = b;
+    a = __builtin_shufflevector(x, y, ((I & S) ? W + I - S : I)...);
+    b = __builtin_shufflevector(x, y, ((I & S) ? W + I : I + S)...);
+}
+
+template <int S>
+static inline void exchange_all(vuint (&row)[W]) {
+    UNROLL for (int i = 0; i < W; i++)
+        if (!(i & S)) exchange<S>(row[i], row[i + S], typename Upto<W>::type());
+}
+
+static inline void transpose(vuint (&row)[W]) {
+    if constexpr (W >= 16) exchange_all<8>(row);
+    if constexpr (W >= 8) exchange_all<4>(row);
+    exchange_all<2>(row);
+    exchange_all<1>(row);
+}
+#else
+static inline void transpose(vuint (&row)[W]) {
+    uint32_t cell[W][W];
+    std::memcpy(cell, row, sizeof cell);
+    for (int i = 0; i < W; i++)
+        for (int j = 0; j < i; j++) std::swap(cell[i][j], cell[j][i]);
+    std::memcpy(row, cell, sizeof cell);
+}
+#endif
+
+// columns[d][i] = rows[i][d] for KEYS rows of head_dim.
+static void to_columns(const float* const* rows, int64_t head_dim, float* columns) {
+    int64_t d = 0;
+    for (; d + W <= head_dim; d += W)
+        for (int g = 0; g < KEYS; g += W) {
+            vuint cell[W];
+            UNROLL for (int i = 0; i < W; i++) cell[i] = load_words(rows[g + i] + d);
+            transpose(cell);
+            UNROLL for (int i = 0; i < W; i++) store(columns + (d + i) * KEYS + g, (vfloat)cell[i]);
+        }
+    for (; d < head_dim; d++)
+        for (int i = 0; i < KEYS; i++) columns[d * KEYS + i] = rows[i][d];
+}
+
+static void to_columns(const bf16* const* rows, int64_t head_dim, float* columns) {
+    const vuint upper = vuint{} + 0xffff0000u;
+    int64_t d = 0;
+    for (; d + 2 * W <= head_dim; d += 2 * W)
+        for (int g = 0; g < KEYS; g += W) {
+            vuint cell[W];
+            UNROLL for (int i = 0; i < W; i++) cell[i] = load_words(rows[g + i] + d);
+            transpose(cell);
+            UNROLL for (int i = 0; i < W; i++) {
+                store(columns + (d + 2 * i) * KEYS + g, (vfloat)(cell[i] << 16));
+                store(columns + (d + 2 * i + 1) * KEYS + g, (vfloat)(cell[i] & upper));
+            }
+        }
+    for (; d < head_dim; d++)
+        for (int i = 0; i < KEYS; i++) columns[d * KEYS + i] = bf16_to_float(rows[i][d]);
+}
+
+// ---- scores
+
+template <int R>
+static void score_tile(const float* q, int64_t head_dim, const float* columns, float* score, int64_t stride) {
+    vfloat sum[R][2];
+    UNROLL for (int r = 0; r < R; r++) sum[r][0] = sum[r][1] = vfloat{};
+    for (int64_t d = 0; d < head_dim; d++) {
+        const vfloat k0 = load(columns + d * KEYS), k1 = load(columns + d * KEYS + W);
+        UNROLL for (int r = 0; r < R; r++) {
+            const vfloat a = broadcast(q[r * head_dim + d]);
+            sum[r][0] += a * k0;
+            sum[r][1] += a * k1;
+        }
+    }
+    UNROLL for (int r = 0; r < R; r++) {
+        store(score + r * stride, sum[r][0]);
+        store(score + r * stride + W, sum[r][1]);
+    }
+}
+
+static void score_keys(const float* q, int64_t queries, int64_t head_dim, const float* columns, float* score, int64_t stride) {
+    const int64_t tiles = (queries + SCORE_ROWS - 1) / SCORE_ROWS;
+    for (int64_t t = 0; t < tiles; t++) {
+        const int64_t from = queries * t / tiles, to = queries * (t + 1) / tiles;
+        const float* a = q + from * head_dim;
+        float* s = score + from * stride;
+        switch (to - from) {
+#define CASE(R) case R: score_tile<R>(a, head_dim, columns, s, stride); break;
+            CASE(1) CASE(2) CASE(3) CASE(4)
+#if !defined(__AVX__) || defined(__AVX512F__)
+            CASE(5) CASE(6) CASE(7) CASE(8)
+#endif
+#undef CASE
+        }
+    }
+}
+
+// ---- softmax: scores become weights (not yet divided by their sum); returns the sum
+
+static float exponentials(float* score, int64_t n) {
+    for (int i = 0; i < W; i++) score[n + i] = -INFINITY;
+    vfloat best = broadcast(-INFINITY);
+    for (int64_t i = 0; i < n; i += W) {
+        const vfloat s = load(score + i);
+        best = s > best ? s : best;
+    }
+    const float top = max_lanes(best);
+    vfloat sum = {};
+    for (int64_t i = 0; i < n; i += W) {
+        const vfloat e = exponential(load(score + i) - top);
+        store(score + i, e);
+        sum += e;
+    }
+    return sum_lanes(sum);
+}
+
+// ---- values: out[r] += sum over i of weight[r][i] * value[i], in order of i
+
+template <int R, int N, class T>
+static void value_tile(const float* weight, int64_t stride, const T* const* value, int64_t n, int64_t d, float* out, int64_t head_dim) {
+    vfloat sum[R][N];
+    UNROLL for (int r = 0; r < R; r++) UNROLL for (int v = 0; v < N; v++) sum[r][v] = load(out + r * head_dim + d + v * W);
+    for (int64_t i = 0; i < n; i++) {
+        const T* row = value[i] + d;
+        vfloat x[N];
+        __builtin_prefetch(value[i + MARGIN] + d, 0, 3);
+        if (N * W * sizeof(T) > 64) __builtin_prefetch((const char*)(value[i + MARGIN] + d) + 64, 0, 3);
+        if (N * W * sizeof(T) > 128) __builtin_prefetch((const char*)(value[i + MARGIN] + d) + 128, 0, 3);
+        if (N * W * sizeof(T) > 192) __builtin_prefetch((const char*)(value[i + MARGIN] + d) + 192, 0, 3);
+        UNROLL for (int v = 0; v < N; v++) x[v] = load(row + v * W);
+        UNROLL for (int r = 0; r < R; r++) {
+            const vfloat a = broadcast(weight[r * stride + i]);
+            UNROLL for (int v = 0; v < N; v++) sum[r][v] += a * x[v];
+        }
+    }
+    UNROLL for (int r = 0; r < R; r++) UNROLL for (int v = 0; v < N; v++) store(out + r * head_dim + d + v * W, sum[r][v]);
+}
+
+template <int R, class T>
+static void value_rows(const float* weight, int64_t stride, const T* const* value, int64_t n, float* out, int64_t head_dim) {
+    int64_t d = 0;
+    for (; d + SPAN * W <= head_dim; d += SPAN * W) value_tile<R, SPAN>(weight, stride, value, n, d, out, head_dim);
+    for (; d + W <= head_dim; d += W) value_tile<R, 1>(weight, stride, value, n, d, out, head_dim);
+    for (; d < head_dim; d++)
+        for (int r = 0; r < R; r++) {
+            float sum = out[r * head_dim + d];
+            for (int64_t i = 0; i < n; i++) sum = std::fma(weight[r * stride + i], load_one(value[i] + d), sum);
+            out[r * head_dim + d] = sum;
+        }
+}
+
+template <class T>
+static void add_values(const float* weight, int64_t stride, int64_t queries, const T* const* value, int64_t n, float* out,
+                       int64_t head_dim) {
+    if (n <= 0) return;
+    const int64_t tiles = (queries + VALUE_ROWS - 1) / VALUE_ROWS;
+    for (int64_t t = 0; t < tiles; t++) {
+        const int64_t from = queries * t / tiles, to = queries * (t + 1) / tiles;
+        const float* w = weight + from * stride;
+        float* o = out + from * head_dim;
+        switch (to - from) {
+#define CASE(R) case R: value_rows<R>(w, stride, value, n, o, head_dim); break;
+            CASE(1) CASE(2)
+#if !defined(__AVX__) || defined(__AVX512F__)
+            CASE(3) CASE(4) CASE(5) CASE(6)
+#endif
+#undef CASE
+        }
+    }
+}
+
+// ---- one item
+
+// Where a block's keys live: pool rows of the prefix, padding, then tail rows. Padding repeats the last real row.
+struct Sight {
+    int64_t longest, shortest;  // prefixes in the block
+    int64_t tail, tail_at;      // tail rows looked at; the column of tail row 0, a multiple of KEYS
+    std::vector<int64_t> row;   // pool row of each column
+
+    void find(Block block, const int64_t* prefix, const int64_t* mask, Pages pages) {
+        longest = 0, shortest = prefix[block.first];
+        uint64_t any = 0;
+        for (int64_t r = block.first; r < block.last; r++) {
+            longest = std::max(longest, prefix[r]);
+            shortest = std::min(shortest, prefix[r]);
+            any |= uint64_t(mask[r]);
+        }
+        tail = any ? 64 - __builtin_clzll(any) : 0;
+        tail_at = (longest + KEYS - 1) / KEYS * KEYS;
+        row.resize(tail_at + (tail + KEYS - 1) / KEYS * KEYS);
+        const int64_t* page = pages.table + block.slot * pages.per_slot;
+        for (int64_t at = 0; at < longest; at += pages.size, page++)
+            for (int64_t i = 0; i < std::min(pages.size, longest - at); i++) row[at + i] = *page * pages.size + i;
+        for (int64_t i = longest; i < tail_at; i++) row[i] = row[longest - 1];
+        for (int64_t i = tail_at; i < int64_t(row.size()); i++)
+            row[i] = pages.tail_start + block.slot * TAIL + std::min(i - tail_at, tail - 1);
+    }
+};
+
+template <class T>
+struct Shape {
+    const float* q;
+    const T *keys, *values;
+    int64_t heads, kv_heads, head_dim;
+    const int64_t *prefix, *mask;
+    float scale;
+    float* out;
+};
+
+// What a thread keeps between calls, so that a call allocates nothing.
+template <class T>
+struct Scratch {
+    Sight now, next;
+    std::vector<float> query, column, score, out, total;
+    std::vector<const T*> key, value, seen;
+};
+
+// One key-value head of one block. Meanwhile the same head of the next block, if any, is fetched into the second level cache:
+// keys and values come from memory in no order that the machine could guess.
+template <class T>
+static void attend_head(const Shape<T>& shape, Block block, int64_t head, Scratch<T>& s, bool fetch) {
+    const int64_t heads = shape.heads, kv_heads = shape.kv_heads, head_dim = shape.head_dim;
+    const int64_t shared = heads / kv_heads, rows = block.last - block.first, queries = rows * shared;
+    const int64_t columns = s.now.row.size(), stride = columns + W, row_width = kv_heads * head_dim;
+    const T *key_head = shape.keys + head * head_dim, *value_head = shape.values + head * head_dim;
+    s.key.resize(columns);
+    s.value.resize(columns + MARGIN);
+    for (int64_t i = 0; i < columns; i++) {
+        s.key[i] = key_head + s.now.row[i] * row_width;
+        s.value[i] = value_head + s.now.row[i] * row_width;
+    }
+    for (int64_t i = columns; i < columns + MARGIN; i++) s.value[i] = value_head;
+
+    s.query.resize(queries * head_dim);
+    s.score.resize(queries * stride);
+    s.out.assign(queries * head_dim, 0.0f);
+    s.total.resize(queries);
+    for (int64_t r = 0; r < rows; r++) {
+        const float* from = shape.q + ((block.first + r) * heads + head * shared) * head_dim;
+        for (int64_t i = 0; i < shared * head_dim; i++) s.query[r * shared * head_dim + i] = from[i] * shape.scale;
+    }
+
+    s.column.resize(head_dim * KEYS);
+    const int64_t ahead = fetch ? s.next.row.size() : 0;
+    for (int64_t c = 0; c < columns; c += KEYS) {
+        for (int64_t i = c; i < std::min(c + KEYS, ahead); i++)
+            for (int64_t b = 0; b < int64_t(head_dim * sizeof(T)); b += 64) {
+                __builtin_prefetch((const char*)(key_head + s.next.row[i] * row_width) + b, 0, 2);
+                __builtin_prefetch((const char*)(value_head + s.next.row[i] * row_width) + b, 0, 2);
+            }
+        to_columns(s.key.data() + c, head_dim, s.column.data());
+        score_keys(s.query.data(), queries, head_dim, s.column.data(), s.score.data() + c, stride);
+    }
+
+    // Every query's tail scores move up behind its own prefix.
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t h = 0; h < shared; h++) {
+            float* score = s.score.data() + (r * shared + h) * stride;
+            int64_t n = shape.prefix[block.first + r];
+            for (uint64_t left = uint64_t(shape.mask[block.first + r]); left; left &= left - 1)
+                score[n++] = score[s.now.tail_at + __builtin_ctzll(left)];
+            s.total[r * shared + h] = n ? exponentials(score, n) : 1.0f;
+        }
+
+    // Values that all rows see; then, row by row, the rest of its prefix and its tail.
+    const int64_t common = s.now.shortest;
+    add_values(s.score.data(), stride, queries, s.value.data(), common, s.out.data(), head_dim);
+    for (int64_t r = 0; r < rows; r++) {
+        s.seen.assign(s.value.begin() + common, s.value.begin() + shape.prefix[block.first + r]);
+        for (uint64_t left = uint64_t(shape.mask[block.first + r]); left; left &= left - 1)
+            s.seen.push_back(s.value[s.now.tail_at + __builtin_ctzll(left)]);
+        const int64_t n = s.seen.size();
+        if (n == 0) continue;
+        s.seen.resize(n + MARGIN, value_head);
+        add_values(s.score.data() + r * shared * stride + common, stride, shared, s.seen.data(), n, s.out.data() + r * shared * head_dim,
+                   head_dim);
+    }
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t h = 0; h < shared; h++) {
+            const float inverse = 1.0f / s.total[r * shared + h];
+            const float* from = s.out.data() + (r * shared + h) * head_dim;
+            float* to = shape.out + ((block.first + r) * heads + head * shared + h) * head_dim;
+            for (int64_t d = 0; d < head_dim; d++) to[d] = from[d] * inverse;
+        }
+}
+
+template <class T>
+static void attend(const Shape<T>& shape, int64_t groups, const int64_t* start, const int64_t* slot, Pages pages) {
+    const int64_t shared = shape.heads / shape.kv_heads;
+    std::vector<Block> blocks;
+    for (int64_t g = 0; g < groups; g++) {
+        int64_t longest = 0;
+        for (int64_t r = start[g]; r < start[g + 1]; r++) longest = std::max(longest, shape.prefix[r]);
+        const int64_t queries = std::min(QUERIES, SCORES / (longest + TAIL));
+        const int64_t height = std::max<int64_t>(1, queries / shared);
+        for (int64_t r = start[g]; r < start[g + 1]; r += height) blocks.push_back({r, std::min(r + height, start[g + 1]), slot[g]});
+    }
+    const int64_t count = blocks.size();
+    if (count < PARTS) {  // too few to go round: heads apart
+        parallel(count * shape.kv_heads, [&](int64_t i) {
+            static thread_local Scratch<T> scratch;
+            const Block block = blocks[i / shape.kv_heads];
+            scratch.now.find(block, shape.prefix, shape.mask, pages);
+            attend_head(shape, block, i % shape.kv_heads, scratch, false);
+        });
+        return;
+    }
+    parallel(PARTS, [&](int64_t part) {
+        static thread_local Scratch<T> s;
+        const int64_t first = count * part / PARTS, last = count * (part + 1) / PARTS;
+        s.next.find(blocks[first], shape.prefix, shape.mask, pages);
+        for (int64_t i = first; i < last; i++) {
+            std::swap(s.now, s.next);
+            if (i + 1 < last) s.next.find(blocks[i + 1], shape.prefix, shape.mask, pages);
+            for (int64_t head = 0; head < shape.kv_heads; head++) attend_head(shape, blocks[i], head, s, i + 1 < last);
+        }
+    });
+}
+
+// q [B, heads, head_dim]; keys, values [pool rows, kv_heads, head_dim]; out [B, heads * head_dim]; the rest as in ForwardBatch.
+EXPORT void attend_float(const float* q, int64_t heads, int64_t kv_heads, int64_t head_dim, const float* keys, const float* values,
+                         int64_t groups, const int64_t* start, const int64_t* slot, const int64_t* prefix, const int64_t* mask,
+                         const int64_t* table, int64_t per_slot, int64_t page_size, int64_t tail_start, double scale, float* out) {
+    attend<float>({q, keys, values, heads, kv_heads, head_dim, prefix, mask, float(scale), out}, groups, start, slot,
+               {table, per_slot, page_size, tail_start});
+}
+
+EXPORT void attend_bf16(const float* q, int64_t heads, int64_t kv_heads, int64_t head_dim, const bf16* keys, const bf16* values,
+                        int64_t groups, const int64_t* start, const int64_t* slot, const int64_t* prefix, const int64_t* mask,
+                        const int64_t* table, int64_t per_slot, int64_t page_size, int64_t tail_start, double scale, float* out) {
+    attend<bf16>({q, keys, values, heads, kv_heads, head_dim, prefix, mask, float(scale), out}, groups, start, slot,
+               {table, per_slot, page_size, tail_start});
+}

@@ -1,0 +1,103 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from adaserve.bench.demo import parse
+
+DEMO = [sys.executable, "-m", "adaserve.bench.demo"]
+
+
+def test_defaults_are_those_of_make_demo() -> None:
+    options = parse([])
+    assert options.policies == ("continuous", "spec:2", "adaserve")
+    assert (options.duration, options.rate, options.repeats, options.as_json) == (60.0, None, 1, False)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--duration", "0"],
+        ["--rate", "-1"],
+        ["--rate", "nan"],
+        ["--repeats", "0"],
+        ["--policies", ","],
+        ["--seed", "-1"],
+        ["what"],
+    ],
+)
+def test_senseless_options_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(arguments)
+    assert caught.value.code == 2
+    assert "error" in capsys.readouterr().err
+
+
+def servers_of(text: str) -> list[str]:
+    """Command lines of processes that listen on the ports that a demo's progress lines named."""
+    ports = set(re.findall(r"http://localhost:(\d+)", text))
+    assert ports
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if any(f"--port {port} " in line for port in ports):
+            found.append(line)
+    return found
+
+
+@pytest.mark.e2e
+def test_a_short_demo_from_end_to_end() -> None:
+    arguments = ["--duration", "5", "--rate", "1.5", "--policies", "continuous,spec:2,adaserve", "--json"]
+    done = subprocess.run([*DEMO, *arguments], capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert list(report["policies"]) == ["continuous", "spec:2", "adaserve"]
+    assert report["baseline_ms"] > 0
+    assert report["targets_ms"]["coding"] == pytest.approx(1.2 * report["baseline_ms"])
+    sent = {policy["overall"]["requests"] for policy in report["policies"].values()}
+    assert len(sent) == 1 and sent.pop() > 0
+    for policy in report["policies"].values():
+        assert policy["errors"] == []
+        assert policy["overall"]["tpot_p50_ms"] > 0
+    same, compared = report["same_text"]
+    # bf16 weights: now and then two tokens are as good as equal, and a batch's rounding decides.
+    assert compared > 0 and same >= 0.8 * compared
+    for words in ("coding", "chat", "summarization", "One answer, as adaserve streams it"):
+        assert words in done.stderr
+
+
+@pytest.mark.e2e
+def test_ctrl_c_reports_what_there_is_and_leaves_nothing_behind() -> None:
+    arguments = ["--duration", "100", "--rate", "1.5", "--policies", "continuous"]
+    with subprocess.Popen([*DEMO, *arguments], stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stdout is not None
+        seen = ""
+        while "attained" not in seen:  # the first answers have come
+            line = process.stdout.readline()
+            assert line, seen
+            seen += line
+        process.send_signal(signal.SIGINT)
+        seen += process.stdout.read()
+        assert process.wait(60) == 130
+    assert "Stopped early." in seen and "all requests" in seen
+    assert servers_of(seen) == []
+
+
+@pytest.mark.e2e
+def test_a_server_that_does_not_start_is_one_line() -> None:
+    started = time.perf_counter()
+    done = subprocess.run(
+        [*DEMO, "--rate", "1", "--policies", "nonsense"], capture_output=True, text=True, timeout=120, env=os.environ
+    )
+    assert done.returncode == 1
+    assert "nonsense" in done.stdout.splitlines()[-1]
+    assert time.perf_counter() - started < 100
