@@ -170,7 +170,7 @@ class PagesMachine(RuleBasedStateMachine):
 
 
 TestPagesMachine = PagesMachine.TestCase
-TestPagesMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestPagesMachine.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 
 
 def filled(pages: int, size: int, tokens: list[int], salt: str = "") -> tuple[PagePool, list[int]]:
@@ -237,6 +237,19 @@ def test_the_draft_catches_up_on_shared_pages() -> None:
     pool.acquire(match.pages)
     pool.publish(match.pages, [*tokens, 0], "", 6, 6)
     assert pool.match([*tokens, 0]).draft_tokens == 6
+
+
+def test_a_page_that_the_draft_skipped_ends_the_drafts_match() -> None:
+    pool = PagePool(4, 1)
+    first = pool.allocate(1)
+    twin_and_next = pool.allocate(2)
+    assert first is not None
+    assert twin_and_next is not None
+    pool.publish(first, [1], "", 1, 0)
+    pool.publish(twin_and_next, [1, 2], "", 2, 2)  # its page of token 1 is not the one that matches
+    match = pool.match([1, 2, 3])
+    assert match.pages == (first[0], twin_and_next[1])
+    assert (match.tokens, match.draft_tokens) == (2, 0)
 
 
 def test_a_long_prefix_is_let_go_without_deep_recursion() -> None:

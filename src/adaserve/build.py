@@ -175,11 +175,46 @@ def measure_baseline(engine: Engine, vocab_size: int, prompt: int, output: int, 
     return median(found[1:])
 
 
-def build_engine(config: EngineConfig, progress: Callable[[str], None] = lambda line: None) -> BuiltEngine:
-    """Load the models, size the cache, profile the machine if it is the first time, and put the engine together.
+@dataclass(frozen=True)
+class Parts:
+    """Everything about an engine but its policy: engines with different policies can be made of the same parts, one at a time."""
 
-    `progress` hears one line per stage. Raises ModelNotFound, InvalidModel or InvalidConfig with one line that says what to do.
-    """
+    config: EngineConfig
+    models: Models
+    sizes: Sizes
+    executor: DeviceExecutor
+    tokenizer: Tokenizer
+    profile: Profile
+    clock: Clock
+    description: str
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Token ids that end a text, by the model's config or its tokenizer."""
+        return tuple(sorted({*self.models.target.config.eos_ids, *self.tokenizer.eos_ids}))
+
+    def engine(self, policy: Policy) -> Engine:
+        """Make an engine with this policy and empty queues; the executor must have no other user."""
+        return assemble_engine(
+            self.models,
+            self.sizes,
+            policy,
+            self.profile,
+            clock=self.clock,
+            executor=self.executor,
+            prefix_caching=self.config.prefix_caching,
+        )
+
+    def policy(self, name: str | None = None, constants: Constants | None = None) -> Policy:
+        """Make the named policy, or the config's, with the config's overrides and the machine's constants."""
+        config = self.config
+        overrides = Overrides(config.budget, config.depth, config.width, config.chunk_rows)
+        return make_policy(name or config.policy, constants or machine_constants(config, self.profile), overrides)
+
+
+def load_parts(config: EngineConfig, progress: Callable[[str], None], *, measure: bool = False) -> Parts:
+    """Load the models, size the cache, and profile the machine if it is the first time or `measure` says so."""
+    make_policy(config.policy, Constants(verify_rows=1, draft_rows=1))  # a wrong name should fail before the slow part
     device, dtype = _device(config), DTYPES["bfloat16" if config.dtype == "auto" else config.dtype]
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
     source = resolve(config.model)
@@ -195,25 +230,36 @@ def build_engine(config: EngineConfig, progress: Callable[[str], None] = lambda 
     sizes = _sizes(config, models)
     clock = WallClock()
     executor = make_executor(models, sizes, clock)
-    profile = _profile(config, models, sizes, executor, source, draft_source, progress)
-    constants = _constants(config, profile, models)
-    overrides = Overrides(config.budget, config.depth, config.width, config.chunk_rows)
-    policy = make_policy(config.policy, constants, overrides)
-    engine = assemble_engine(
-        models, sizes, policy, profile, clock=clock, executor=executor, prefix_caching=config.prefix_caching
-    )
-    drafts = "no draft" if draft_source is None else f"draft {config.draft or 'demo'}"
+    path = cache_folder() / "profiles" / f"{fingerprint(config, source, draft_source)}.json"
+    profile = None if measure else _known_profile(config, path, progress)
+    if profile is None:
+        progress("measuring step times, once for these models on this machine")
+        profile = measure_profile(models, sizes, executor, source.name, progress)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        profile.save(path)
+    drafter = "look-up" if models.lookup else "no draft" if draft is None else f"{draft.config.layers}-layer draft"
+    words = f"{config.model} on {device.type}, {str(dtype).removeprefix('torch.')}, {drafter}, kernels {native_status()}"
+    return Parts(config, models, sizes, executor, tokenizer, profile, clock, words)
+
+
+def build_engine(config: EngineConfig, progress: Callable[[str], None] = lambda line: None) -> BuiltEngine:
+    """Put an engine together, from models on disk to the first step.
+
+    `progress` hears one line per stage. Raises ModelNotFound, InvalidModel or InvalidConfig with one line that says what to do.
+    """
+    parts = load_parts(config, progress)
+    policy = parts.policy()
     return BuiltEngine(
-        engine=engine,
-        tokenizer=tokenizer,
+        engine=parts.engine(policy),
+        tokenizer=parts.tokenizer,
         model_name=config.model,
-        max_model_len=sizes.length,
-        baseline=profile.baseline_ms_per_token / 1e3,
-        eos_ids=tuple(tokenizer.eos_ids),
-        vocab_size=target.config.vocab_size,
+        max_model_len=parts.sizes.length,
+        baseline=parts.profile.baseline_ms_per_token / 1e3,
+        eos_ids=parts.eos_ids,
+        vocab_size=parts.models.target.config.vocab_size,
         policy=policy,
-        profile=profile,
-        description=f"{config.model} on {device.type}, {dtype}, {drafts}, policy {policy.name}",
+        profile=parts.profile,
+        description=f"{parts.description}, policy {policy.name}",
     )
 
 
@@ -262,29 +308,17 @@ def _sizes(config: EngineConfig, models: Models) -> Sizes:
     return Sizes(slots, length, -(-tokens // config.page_size) + 1, config.page_size)
 
 
-def _profile(
-    config: EngineConfig,
-    models: Models,
-    sizes: Sizes,
-    executor: DeviceExecutor,
-    source: ModelSource,
-    draft: ModelSource | str | None,
-    progress: Callable[[str], None],
-) -> Profile:
-    """The profile named by the config, the cached one of this pair on this machine, or a new measurement."""
+def _known_profile(config: EngineConfig, path: Path, progress: Callable[[str], None]) -> Profile | None:
+    """The profile named by the config, or the cached one; None if there is no usable one."""
     if config.profile is not None:
         return Profile.load(config.profile)
-    path = cache_folder() / "profiles" / f"{fingerprint(config, source, draft)}.json"
-    if path.is_file():
-        try:
-            return Profile.load(path)
-        except InvalidConfig as error:
-            progress(f"measuring again: {error}")
-    progress("first start with these models on this machine: measuring step times")
-    profile = measure_profile(models, sizes, executor, source.name, progress)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    profile.save(path)
-    return profile
+    if not path.is_file():
+        return None
+    try:
+        return Profile.load(path)
+    except InvalidConfig as error:
+        progress(f"the cached profile is of no use: {error}")
+        return None
 
 
 def fingerprint(config: EngineConfig, source: ModelSource, draft: ModelSource | str | None) -> str:
@@ -309,7 +343,7 @@ def fingerprint(config: EngineConfig, source: ModelSource, draft: ModelSource | 
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
 
 
-def _constants(config: EngineConfig, profile: Profile, models: Models) -> Constants:
+def machine_constants(config: EngineConfig, profile: Profile) -> Constants:
     """The policy's constants: a tuned file if one is named, else derived from the profile."""
     if config.tuning is not None:
         return load_constants(config.tuning)

@@ -136,7 +136,7 @@ def draft_work(
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """Log-probability of a produced token and of the likeliest alternatives, under the processed distribution's logits."""
+    """Log-probability and rank (1: likeliest) of a produced token, and the likeliest tokens, under the model's own logits."""
 
     token: int
     logprob: float

@@ -9,6 +9,7 @@ import pytest
 
 from adaserve.bench.demo_client import Client, Tally, closed_loop, open_loop
 from adaserve.clock import WallClock
+from adaserve.errors import AdaServeError
 from adaserve.request import SLO, FinishReason
 from adaserve.workload import Arrival, Workload
 
@@ -174,8 +175,17 @@ def test_a_closed_loop_keeps_so_many_running() -> None:
             together -= 1
 
         async with serving(script) as client:
-            rate = await closed_loop(client, [arrival()], 4, 1.5, WallClock())
+            rate = await closed_loop(client, [arrival()], 4, 1.0, WallClock())
             assert most == 4
             assert 4 / 0.15 / 4 < rate < 4 / 0.15  # four at a time, 0.15 s and some more each
+
+    asyncio.run(scene())
+
+
+def test_a_closed_loop_that_goes_nowhere_says_so() -> None:
+    async def scene() -> None:
+        async with serving(never_ends) as client:
+            with pytest.raises(AdaServeError, match="only 0 requests ended within 0.3 s"):
+                await closed_loop(client, [arrival()], 2, 0.1, WallClock(), limit=0.3)
 
     asyncio.run(scene())

@@ -42,9 +42,9 @@ def test_native_equals_twin(seed: int, vocab_size: int, scale: float, heat: floa
 
 @needs_native
 def test_the_bound_prunes_without_losing_anyone() -> None:
-    # Flat logits give every token the same chance: the hardest case for a bound. 2,000 rows of 10,007 tokens.
-    rows = torch.arange(2000)
-    args = torch.zeros(2000, 10007), torch.ones(2000, dtype=torch.float64), rows, rows * 0, rows * 0
+    # Flat logits give every token the same chance: the hardest case for a bound. 300 rows of 10,007 tokens.
+    rows = torch.arange(300)
+    args = torch.zeros(300, 10007), torch.ones(300, dtype=torch.float64), rows, rows * 0, rows * 0
     assert torch.equal(perturbed_argmax(*args), perturbed_argmax_twin(*args))
 
 

@@ -126,3 +126,15 @@ def test_truncated_draw_at_the_edges(top_k: int, top_p: float) -> None:
     limits = truncation([top_k] * count, [top_p] * count, [0.0] * 20 + [1.0] * 10 + [0.001] * 10)
     args = logits, column([1.0] * count), index, index, index, limits
     assert torch.equal(perturbed_argmax(*args), perturbed_argmax_twin(*args))
+
+
+def test_min_p_decides_exactly_near_its_threshold() -> None:
+    # A crowd a millionth below the threshold would nearly always win; only the two tokens at and above it may.
+    count, floor = 50, 1 + math.log(0.5)
+    logits = torch.full((count, 2000), floor - 1e-6, dtype=torch.float64)
+    logits[:, 7], logits[:, 900] = 1.0, floor + 1e-6
+    index = torch.arange(count)
+    args = logits, column([1.0] * count), index, index, index, truncation([0] * count, [1.0] * count, [0.5] * count)
+    found = perturbed_argmax(*args)
+    assert torch.equal(found, perturbed_argmax_twin(*args))
+    assert set(found.tolist()) == {7, 900}

@@ -34,7 +34,7 @@ def decoder(source: ModelSource) -> Decoder:
 
 @pytest.fixture(scope="module")
 def tokenizer(source: ModelSource) -> Tokenizer:
-    return load_tokenizer(source, read_config(source).vocab_size)
+    return load_tokenizer(source)
 
 
 @pytest.mark.timeout(900)

@@ -199,13 +199,24 @@ def test_folder_round_trip(tmp_path: Path) -> None:
     original = TOKENIZERS["byte-level"]
     original._fast.save_pretrained(tmp_path)
     source = ModelSource("test", Format.FOLDER, tmp_path)
-    loaded = load_tokenizer(source, vocab_size=len(VOCAB))
+    loaded = load_tokenizer(source)
     assert loaded.encode("hello 12 \u00e9") == original.encode("hello 12 \u00e9")
     assert loaded.eos_ids == original.eos_ids
     messages = [{"role": "user", "content": "hello"}]
     assert loaded.chat(messages) == original.chat(messages)
+
+
+def test_a_tokenizer_must_fit_its_model(tmp_path: Path) -> None:
+    original = TOKENIZERS["byte-level"]
+    original._fast.save_pretrained(tmp_path)
+    source = ModelSource("test", Format.FOLDER, tmp_path)
+    # AutoTokenizer reads the config too, so it must be one of a model.
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": len(VOCAB)}))
+    assert load_tokenizer(source).vocab_size == len(VOCAB)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": len(VOCAB) - 1}))
     with pytest.raises(InvalidModel, match="does not belong to this model"):
-        load_tokenizer(source, vocab_size=len(VOCAB) - 1)
+        load_tokenizer(source)
 
 
 def test_broken_folders_are_refused(tmp_path: Path) -> None:
@@ -239,7 +250,7 @@ def gguf_file(path: Path, pre: str, **changes: Any) -> ModelSource:
 
 def test_gguf_tokenizer_equals_the_one_it_was_made_from(tmp_path: Path) -> None:
     original = TOKENIZERS["byte-level"]
-    loaded = load_tokenizer(gguf_file(tmp_path / "t.gguf", "gpt-2"), vocab_size=len(VOCAB))
+    loaded = load_tokenizer(gguf_file(tmp_path / "t.gguf", "gpt-2"))
     for text in ("hello hello  \u00e9 12", "<start>a<think><end>", ""):
         assert loaded.encode(text) == original.encode(text)
     assert loaded.eos_ids == (END,)

@@ -1,5 +1,6 @@
 """Starts the real server, `adaserve serve`, in a process of its own, and watches it."""
 
+import contextlib
 import os
 import re
 import signal
@@ -40,8 +41,9 @@ class Server:
                 self.url = found[1]
                 headers = {} if self.key is None else {"authorization": f"Bearer {self.key}"}
                 self.http = httpx.Client(base_url=self.url, timeout=60, headers=headers, trust_env=False)
-            if self.url and self.http.get("/ready").status_code == 200:
-                return self
+            with contextlib.suppress(httpx.TransportError):
+                if self.url and self.http.get("/ready").status_code == 200:
+                    return self
             time.sleep(0.1)
         raise AssertionError(f"the server was not ready in time: {self.words()}")
 

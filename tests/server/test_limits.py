@@ -9,8 +9,16 @@ from hypothesis import strategies as st
 from adaserve.server.limits import decode_json
 from adaserve.server.problems import Kind, Problem
 
-scalars = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | st.text('a[]{}"\\ é🙂')
-trees = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text("ab[\"\\"), inner, max_size=4), max_leaves=20)
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text('a[]{}"\\ é🙂')
+)
+trees = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text('ab["\\'), inner, max_size=4), max_leaves=20
+)
 
 
 def depth_of(value: object) -> int:
@@ -34,8 +42,8 @@ def test_depth_is_what_it_is(value: object, limit: int) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        b"", b"{", b"nonsense", b'{"a": NaN}', b'{"a": Infinity}', b'{"a": 1e999}', b'{"a": "\\ud800"}', b"\xff\xfe", b'{"a": 1}x',
-        b"[" * 100_000, b'{"a":' * 100_000, b"1" * 5000,
+        b"", b"{", b"nonsense", b'{"a": NaN}', b'{"a": Infinity}', b'{"a": 1e999}', b'{"a": "\\ud800"}', b"\xff\xfe",
+        b'{"a": 1}x', b"[" * 100_000, b'{"a":' * 100_000, b"1" * 5000,
     ],
 )  # fmt: skip
 def test_bad_json_is_refused_in_one_line(body: bytes) -> None:

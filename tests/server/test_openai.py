@@ -5,7 +5,6 @@ import json
 
 import openai
 import pytest
-
 from tests.server.conftest import KEY
 from tests.server.launch import Server
 
@@ -26,7 +25,9 @@ def asynchronous(server: Server) -> openai.AsyncOpenAI:
 
 def test_chat_streamed_is_chat_whole(client: openai.OpenAI) -> None:
     whole = client.chat.completions.create(messages=MESSAGES, **GREEDY)
-    stream = list(client.chat.completions.create(messages=MESSAGES, stream=True, stream_options={"include_usage": True}, **GREEDY))
+    stream = list(
+        client.chat.completions.create(messages=MESSAGES, stream=True, stream_options={"include_usage": True}, **GREEDY)
+    )
     assert stream[0].choices[0].delta.role == "assistant"
     text = "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
     assert text == whole.choices[0].message.content
@@ -143,7 +144,12 @@ def test_stop_ids_and_bias(client: openai.OpenAI, server: Server) -> None:
     text = server.http.post("/detokenize", json={"tokens": [ids[0]] * 5}).json()["prompt"]
     assert forced.choices[0].text == text
     stopped = client.completions.create(
-        model="tiny", prompt="x", max_tokens=5, logit_bias={str(ids[0]): 100}, temperature=0, extra_body={"stop_token_ids": [ids[0]]}
+        model="tiny",
+        prompt="x",
+        max_tokens=5,
+        logit_bias={str(ids[0]): 100},
+        temperature=0,
+        extra_body={"stop_token_ids": [ids[0]]},
     )
     assert (stopped.choices[0].text, stopped.choices[0].finish_reason) == ("", "stop")
 

@@ -23,7 +23,8 @@ def test_command_line_slos_are_read_as_written(tpot: float, ttft: float) -> None
 
 
 @pytest.mark.parametrize(
-    "text", ["", "tpot", "tpot:", "tpot:x", "tpot:0", "tpot:-1", "tpot:nan", "tpot:inf", "ttft:2x", "tpot:1,tpot:2x", "tps:5", "tpot:1;"]
+    "text",
+    ["", "tpot", "tpot:", "tpot:x", "tpot:0", "tpot:-1", "tpot:nan", "tpot:inf", "ttft:2x", "tpot:1,tpot:2x", "tps:5", "tpot:1;"],
 )
 def test_wrong_slos_are_refused(text: str) -> None:
     with pytest.raises(InvalidRequest):
@@ -48,7 +49,9 @@ def test_classes_and_tiers_are_read() -> None:
 
 
 @given(
-    body=st.none() | st.sampled_from(["coding", "chat", "relaxed"]) | st.dictionaries(st.sampled_from(["tpot_ms", "ttft_ms"]), positive),
+    body=st.none()
+    | st.sampled_from(["coding", "chat", "relaxed"])
+    | st.dictionaries(st.sampled_from(["tpot_ms", "ttft_ms"]), positive),
     headers=st.dictionaries(st.sampled_from(["x-slo-tpot-ms", "x-llm-d-slo-ttft-ms"]), positive),
     tier=st.sampled_from([None, "auto", "default", "priority"]),
 )

@@ -1,5 +1,7 @@
 """Stop strings are found wherever pieces of text happen to end."""
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,7 +13,7 @@ stops = st.lists(st.text("ab\n", min_size=1, max_size=4), min_size=1, max_size=3
 
 def pieces_of(text: str, cuts: list[int]) -> list[str]:
     edges = [0, *sorted(cut % (len(text) + 1) for cut in cuts), len(text)]
-    return [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [text[a:b] for a, b in itertools.pairwise(edges)]
 
 
 def run(finder: StopFinder, pieces: list[str]) -> tuple[str, bool]:

@@ -50,7 +50,10 @@ def write_model(folder: Path, scale: float = 3.0) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     vocab_size = write_tokenizer(folder)
     config = tiny_config(vocab_size=vocab_size, max_positions=CONTEXT)
-    save_file({name: tensor.float() for name, tensor in random_weights(config, seed=1, scale=scale).items()}, folder / "model.safetensors")
+    save_file(
+        {name: tensor.float() for name, tensor in random_weights(config, seed=1, scale=scale).items()},
+        folder / "model.safetensors",
+    )
     fields = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",

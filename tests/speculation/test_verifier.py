@@ -130,7 +130,7 @@ def test_control_ratio_acceptance_of_chosen_nodes_is_wrong() -> None:
 
 def test_measured_gain_equals_the_sum_when_f_is_true() -> None:
     # The same with the noise that is used: one seed a request, thousands of requests, nodes chosen by their true probability.
-    target, n, vocab_size, depth = ToyTarget(6, 5), 20000, 6, 3
+    target, n, vocab_size, depth = ToyTarget(6, 5), 6000, 6, 3
     paths = [path for size in (1, 2, 3) for path in itertools.product(range(vocab_size), repeat=size)]
     f = {(): 1.0}
     for path in paths:

@@ -30,10 +30,11 @@ def attend_reference(q: Tensor, keys: Tensor, values: Tensor, batch: ForwardBatc
         seen_prefix = torch.arange(length, device=q.device) < prefix.unsqueeze(1)  # [m, length]
         seen_tail = (batch.mask[first:last].unsqueeze(1) >> bits) & 1 != 0  # [m, TAIL_ROWS]
         seen = torch.cat((seen_prefix, seen_tail), dim=1)  # [m, n]
-        # Rows that nobody attends to may hold anything, NaN included, and 0 * NaN is NaN.
-        used = seen.any(0).view(-1, 1, 1)
-        k = torch.where(used, keys[pool_row].to(q.dtype), 0.0)  # [n, KH, hd]
-        v = torch.where(used, values[pool_row].to(q.dtype), 0.0)
+        k, v = keys[pool_row].to(q.dtype), values[pool_row].to(q.dtype)  # [n, KH, hd]
+        # Pool rows that a query does not see may hold anything, NaN included, and 0 * NaN is NaN: a sick draft node must not
+        # spoil its siblings. Those who see it get NaN by its key.
+        k = torch.where(v.isfinite().flatten(1).all(1)[:, None, None], k, torch.nan)
+        v = v.nan_to_num(0.0, 0.0, 0.0)
         grouped = q[first:last].view(last - first, kv_heads, heads // kv_heads, head_dim)  # [m, KH, H / KH, hd]
         score = torch.einsum("mkgd,nkd->kgmn", grouped, k) * scale
         score = score.masked_fill(~seen, -torch.inf)

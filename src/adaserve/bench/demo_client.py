@@ -15,12 +15,16 @@ from typing import Any
 import httpx
 
 from adaserve.clock import Clock
+from adaserve.errors import AdaServeError
 from adaserve.metrics import RequestResult
 from adaserve.request import FinishReason, Targets
 from adaserve.workload import Arrival, Workload
 
 DRAIN = 60.0
 """Seconds that answers may take after the last request was sent; what is unfinished then has missed its target."""
+
+PILOT_LIMIT = 120.0
+"""Seconds that a pilot may take on a slow machine."""
 
 REFUSALS = (429, 503)
 FINISH = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
@@ -229,25 +233,39 @@ async def open_loop(
     return start
 
 
-async def closed_loop(client: Client, arrivals: Iterable[Arrival], running: int, seconds: float, clock: Clock) -> float:
-    """Keep `running` requests in flight for `seconds`; returns how many were completed per second.
+async def closed_loop(
+    client: Client, arrivals: Iterable[Arrival], running: int, seconds: float, clock: Clock, limit: float = PILOT_LIMIT
+) -> float:
+    """Keep `running` requests in flight; returns how many are completed per second.
 
-    The first requests start together, which no later ones do, so the count begins when as many as run at once have ended.
+    Goes on for `seconds`, and longer, up to `limit`, until three times as many as run at once have ended. The first ones
+    started together, which no later ones do, so the count begins when as many as run at once have ended.
+    Raises AdaServeError when hardly any end.
     """
     queue = itertools.cycle(arrivals)
     ended: list[float] = []
-    until = clock.now() + seconds
+    start = clock.now()
 
     async def worker() -> None:
-        while clock.now() < until:
-            await client.ask("pilot", next(queue), clock.now())
+        while True:
+            answer = await client.ask("pilot", next(queue), clock.now())
+            if answer.error is not None:
+                raise AdaServeError(f"the server does not answer: {answer.error}")
             ended.append(clock.now())
 
-    await asyncio.gather(*(worker() for _ in range(running)))
-    counted = [at for at in sorted(ended)[running:] if at <= until]
-    if not counted:
-        raise ValueError(f"fewer than {running} requests ended within {seconds:g} s")
-    return len(counted) / (until - sorted(ended)[running - 1])
+    workers = [asyncio.create_task(worker()) for _ in range(running)]
+    try:
+        while clock.now() < start + (seconds if len(ended) >= 3 * running else limit):
+            failed, _ = await asyncio.wait(workers, timeout=0.1)
+            for task in failed:
+                task.result()
+    finally:
+        for task in workers:
+            task.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
+    if len(ended) <= running:
+        raise AdaServeError(f"only {len(ended)} requests ended within {limit:g} s; choose the load with --rate")
+    return (len(ended) - running) / (ended[-1] - ended[running - 1])
 
 
 async def _stopped_before(when: float, clock: Clock, stop: asyncio.Event) -> bool:

@@ -94,7 +94,7 @@ def milliseconds(seconds: float | None) -> float | None:
 def report(generations: "list[Generation]") -> str:
     """The SLO report as a table, a line a prompt."""
     words = {True: "met", False: "missed", None: "no target"}
-    lines = [f"{'prompt':>6} {'tokens':>6} {'TPOT ms':>9} {'target':>9} {'TTFT ms':>9} {'target':>9} {'drafted':>8} {'accepted':>8}  SLO"]
+    lines = ["prompt tokens   TPOT ms    target   TTFT ms    target  drafted accepted  SLO"]
     for number, generation in enumerate(generations):
         result = generation.outputs[0].result
         times = [result.tpot, result.targets.tpot, result.ttft, result.targets.ttft]

@@ -81,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
     if args.grace < 0:
         raise InvalidConfig(f"--grace must not be negative, got {args.grace:g}")
     logging.basicConfig(level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     server = ServerConfig(
         model_names=tuple(args.served_model_name) or (engine.model,),
         api_keys=tuple(args.api_key) or tuple(filter(None, [os.environ.get("ADASERVE_API_KEY")])),

@@ -1,7 +1,7 @@
 // Attention of packed rows over a paged prefix and a masked scratch tail.
 //
-// Work is cut into blocks of rows of one group, times key-value heads. The queries of such an item (rows x query heads of that head)
-// share one reading of keys and values. What a query sees is a sequence: its paged positions in order, then its tail
+// Work is cut into items: a block of rows of one group, times one key-value head. The item's queries (rows x query heads of that
+// head) share one reading of keys and values. What a query sees is a sequence: its paged positions in order, then its tail
 // rows in order of bit. Scores, the softmax sum and the sum over values all follow that sequence's indices and nothing else, so
 // a result depends neither on the batch mates nor on whether a key lives in a page or in the tail.
 #include <algorithm>
@@ -19,8 +19,6 @@ constexpr int SCORE_ROWS = 4, VALUE_ROWS = 2;
 #else
 constexpr int SCORE_ROWS = 8, VALUE_ROWS = 6;
 #endif
-constexpr int64_t MARGIN = 8;  // values fetched this far ahead of use
-constexpr int64_t PARTS = 8;  // pieces of a large batch: runs of blocks
 constexpr int SPAN = 4;  // vectors of a value row at once
 
 struct Block {
@@ -176,10 +174,10 @@ static void value_tile(const float* weight, int64_t stride, const T* const* valu
     for (int64_t i = 0; i < n; i++) {
         const T* row = value[i] + d;
         vfloat x[N];
-        __builtin_prefetch(value[i + MARGIN] + d, 0, 3);
-        if (N * W * sizeof(T) > 64) __builtin_prefetch((const char*)(value[i + MARGIN] + d) + 64, 0, 3);
-        if (N * W * sizeof(T) > 128) __builtin_prefetch((const char*)(value[i + MARGIN] + d) + 128, 0, 3);
-        if (N * W * sizeof(T) > 192) __builtin_prefetch((const char*)(value[i + MARGIN] + d) + 192, 0, 3);
+        __builtin_prefetch(value[i + 8] + d, 0, 3);
+        if (N * W * sizeof(T) > 64) __builtin_prefetch((const char*)(value[i + 8] + d) + 64, 0, 3);
+        if (N * W * sizeof(T) > 128) __builtin_prefetch((const char*)(value[i + 8] + d) + 128, 0, 3);
+        if (N * W * sizeof(T) > 192) __builtin_prefetch((const char*)(value[i + 8] + d) + 192, 0, 3);
         UNROLL for (int v = 0; v < N; v++) x[v] = load(row + v * W);
         UNROLL for (int r = 0; r < R; r++) {
             const vfloat a = broadcast(weight[r * stride + i]);
@@ -224,149 +222,119 @@ static void add_values(const float* weight, int64_t stride, int64_t queries, con
 
 // ---- one item
 
-// Where a block's keys live: pool rows of the prefix, padding, then tail rows. Padding repeats the last real row.
-struct Sight {
-    int64_t longest, shortest;  // prefixes in the block
-    int64_t tail, tail_at;      // tail rows looked at; the column of tail row 0, a multiple of KEYS
-    std::vector<int64_t> row;   // pool row of each column
-
-    void find(Block block, const int64_t* prefix, const int64_t* mask, Pages pages) {
-        longest = 0, shortest = prefix[block.first];
-        uint64_t any = 0;
-        for (int64_t r = block.first; r < block.last; r++) {
-            longest = std::max(longest, prefix[r]);
-            shortest = std::min(shortest, prefix[r]);
-            any |= uint64_t(mask[r]);
-        }
-        tail = any ? 64 - __builtin_clzll(any) : 0;
-        tail_at = (longest + KEYS - 1) / KEYS * KEYS;
-        row.resize(tail_at + (tail + KEYS - 1) / KEYS * KEYS);
-        const int64_t* page = pages.table + block.slot * pages.per_slot;
-        for (int64_t at = 0; at < longest; at += pages.size, page++)
-            for (int64_t i = 0; i < std::min(pages.size, longest - at); i++) row[at + i] = *page * pages.size + i;
-        for (int64_t i = longest; i < tail_at; i++) row[i] = row[longest - 1];
-        for (int64_t i = tail_at; i < int64_t(row.size()); i++)
-            row[i] = pages.tail_start + block.slot * TAIL + std::min(i - tail_at, tail - 1);
-    }
-};
-
-template <class T>
-struct Shape {
-    const float* q;
-    const T *keys, *values;
-    int64_t heads, kv_heads, head_dim;
-    const int64_t *prefix, *mask;
-    float scale;
-    float* out;
-};
-
-// What a thread keeps between calls, so that a call allocates nothing.
 template <class T>
 struct Scratch {
-    Sight now, next;
     std::vector<float> query, column, score, out, total;
-    std::vector<const T*> key, value, seen;
+    std::vector<const T*> key, value;
+    std::vector<const T*> seen;
 };
 
-// One key-value head of one block. Meanwhile the same head of the next block, if any, is fetched into the second level cache:
-// keys and values come from memory in no order that the machine could guess.
 template <class T>
-static void attend_head(const Shape<T>& shape, Block block, int64_t head, Scratch<T>& s, bool fetch) {
-    const int64_t heads = shape.heads, kv_heads = shape.kv_heads, head_dim = shape.head_dim;
+static void attend_item(const float* q, int64_t heads, int64_t kv_heads, int64_t head_dim, const T* keys, const T* values, int64_t head,
+                        Block block, const int64_t* prefix, const int64_t* mask, Pages pages, float scale, float* out, Scratch<T>& s) {
     const int64_t shared = heads / kv_heads, rows = block.last - block.first, queries = rows * shared;
-    const int64_t columns = s.now.row.size(), stride = columns + W, row_width = kv_heads * head_dim;
-    const T *key_head = shape.keys + head * head_dim, *value_head = shape.values + head * head_dim;
-    s.key.resize(columns);
-    s.value.resize(columns + MARGIN);
-    for (int64_t i = 0; i < columns; i++) {
-        s.key[i] = key_head + s.now.row[i] * row_width;
-        s.value[i] = value_head + s.now.row[i] * row_width;
+    int64_t longest = 0, shortest = prefix[block.first];
+    uint64_t any = 0;
+    for (int64_t r = block.first; r < block.last; r++) {
+        longest = std::max(longest, prefix[r]);
+        shortest = std::min(shortest, prefix[r]);
+        any |= uint64_t(mask[r]);
     }
-    for (int64_t i = columns; i < columns + MARGIN; i++) s.value[i] = value_head;
+    const int64_t tail = any ? 64 - __builtin_clzll(any) : 0;
+    const int64_t tail_at = (longest + KEYS - 1) / KEYS * KEYS;  // column of tail row 0
+    const int64_t columns = tail_at + (tail + KEYS - 1) / KEYS * KEYS, stride = columns + W;
+
+    // Where the keys and values live; columns that only fill up a block repeat the last real row.
+    s.key.resize(columns + 8);
+    s.value.resize(columns + 8);
+    const int64_t row_width = kv_heads * head_dim;
+    const T *key_head = keys + head * head_dim, *value_head = values + head * head_dim;
+    const int64_t* page = pages.table + block.slot * pages.per_slot;
+    for (int64_t at = 0; at < longest; at += pages.size, page++) {
+        const int64_t base = *page * pages.size, count = std::min(pages.size, longest - at);
+        for (int64_t i = 0; i < count; i++) {
+            s.key[at + i] = key_head + (base + i) * row_width;
+            s.value[at + i] = value_head + (base + i) * row_width;
+        }
+    }
+    for (int64_t i = longest; i < tail_at; i++) s.key[i] = s.key[longest - 1], s.value[i] = s.value[longest - 1];
+    const int64_t base = pages.tail_start + block.slot * TAIL;
+    for (int64_t i = tail_at; i < columns; i++) {
+        const int64_t row = base + std::min(i - tail_at, tail - 1);
+        s.key[i] = key_head + row * row_width;
+        s.value[i] = value_head + row * row_width;
+    }
+    for (int64_t i = columns; i < columns + 8; i++) s.key[i] = key_head, s.value[i] = value_head;  // fetched ahead, never used
 
     s.query.resize(queries * head_dim);
     s.score.resize(queries * stride);
     s.out.assign(queries * head_dim, 0.0f);
     s.total.resize(queries);
     for (int64_t r = 0; r < rows; r++) {
-        const float* from = shape.q + ((block.first + r) * heads + head * shared) * head_dim;
-        for (int64_t i = 0; i < shared * head_dim; i++) s.query[r * shared * head_dim + i] = from[i] * shape.scale;
+        const float* from = q + ((block.first + r) * heads + head * shared) * head_dim;
+        for (int64_t i = 0; i < shared * head_dim; i++) s.query[r * shared * head_dim + i] = from[i] * scale;
     }
 
     s.column.resize(head_dim * KEYS);
-    const int64_t ahead = fetch ? s.next.row.size() : 0;
     for (int64_t c = 0; c < columns; c += KEYS) {
-        for (int64_t i = c; i < std::min(c + KEYS, ahead); i++)
-            for (int64_t b = 0; b < int64_t(head_dim * sizeof(T)); b += 64) {
-                __builtin_prefetch((const char*)(key_head + s.next.row[i] * row_width) + b, 0, 2);
-                __builtin_prefetch((const char*)(value_head + s.next.row[i] * row_width) + b, 0, 2);
-            }
         to_columns(s.key.data() + c, head_dim, s.column.data());
+        if (c + KEYS < columns)
+            for (int i = 0; i < KEYS; i++)
+                for (int64_t b = 0; b < int64_t(head_dim * sizeof(T)); b += 64)
+                    __builtin_prefetch((const char*)s.key[c + KEYS + i] + b, 0, 3);
         score_keys(s.query.data(), queries, head_dim, s.column.data(), s.score.data() + c, stride);
     }
 
     // Every query's tail scores move up behind its own prefix.
-    for (int64_t r = 0; r < rows; r++)
+    for (int64_t r = 0; r < rows; r++) {
+        const int64_t own = prefix[block.first + r];
+        const uint64_t bits = uint64_t(mask[block.first + r]);
         for (int64_t h = 0; h < shared; h++) {
             float* score = s.score.data() + (r * shared + h) * stride;
-            int64_t n = shape.prefix[block.first + r];
-            for (uint64_t left = uint64_t(shape.mask[block.first + r]); left; left &= left - 1)
-                score[n++] = score[s.now.tail_at + __builtin_ctzll(left)];
+            int64_t n = own;
+            for (uint64_t left = bits; left; left &= left - 1) score[n++] = score[tail_at + __builtin_ctzll(left)];
             s.total[r * shared + h] = n ? exponentials(score, n) : 1.0f;
         }
+    }
 
-    // Values that all rows see; then, row by row, the rest of its prefix and its tail.
-    const int64_t common = s.now.shortest;
-    add_values(s.score.data(), stride, queries, s.value.data(), common, s.out.data(), head_dim);
+    // Values that all see; then, row by row, the rest of its prefix and its tail.
+    add_values(s.score.data(), stride, queries, s.value.data(), shortest, s.out.data(), head_dim);
     for (int64_t r = 0; r < rows; r++) {
-        s.seen.assign(s.value.begin() + common, s.value.begin() + shape.prefix[block.first + r]);
-        for (uint64_t left = uint64_t(shape.mask[block.first + r]); left; left &= left - 1)
-            s.seen.push_back(s.value[s.now.tail_at + __builtin_ctzll(left)]);
+        s.seen.assign(s.value.begin() + shortest, s.value.begin() + prefix[block.first + r]);
+        for (uint64_t left = uint64_t(mask[block.first + r]); left; left &= left - 1)
+            s.seen.push_back(s.value[tail_at + __builtin_ctzll(left)]);
         const int64_t n = s.seen.size();
-        if (n == 0) continue;
-        s.seen.resize(n + MARGIN, value_head);
-        add_values(s.score.data() + r * shared * stride + common, stride, shared, s.seen.data(), n, s.out.data() + r * shared * head_dim,
+        s.seen.resize(n + 8, value_head);
+        add_values(s.score.data() + r * shared * stride + shortest, stride, shared, s.seen.data(), n, s.out.data() + r * shared * head_dim,
                    head_dim);
     }
     for (int64_t r = 0; r < rows; r++)
         for (int64_t h = 0; h < shared; h++) {
             const float inverse = 1.0f / s.total[r * shared + h];
             const float* from = s.out.data() + (r * shared + h) * head_dim;
-            float* to = shape.out + ((block.first + r) * heads + head * shared + h) * head_dim;
+            float* to = out + ((block.first + r) * heads + head * shared + h) * head_dim;
             for (int64_t d = 0; d < head_dim; d++) to[d] = from[d] * inverse;
         }
 }
 
 template <class T>
-static void attend(const Shape<T>& shape, int64_t groups, const int64_t* start, const int64_t* slot, Pages pages) {
-    const int64_t shared = shape.heads / shape.kv_heads;
+static void attend(const float* q, int64_t heads, int64_t kv_heads, int64_t head_dim, const T* keys, const T* values, int64_t groups,
+                   const int64_t* start, const int64_t* slot, const int64_t* prefix, const int64_t* mask, Pages pages, double scale,
+                   float* out) {
+    const int64_t shared = heads / kv_heads;
     std::vector<Block> blocks;
     for (int64_t g = 0; g < groups; g++) {
         int64_t longest = 0;
-        for (int64_t r = start[g]; r < start[g + 1]; r++) longest = std::max(longest, shape.prefix[r]);
+        for (int64_t r = start[g]; r < start[g + 1]; r++) longest = std::max(longest, prefix[r]);
         const int64_t queries = std::min(QUERIES, SCORES / (longest + TAIL));
         const int64_t height = std::max<int64_t>(1, queries / shared);
         for (int64_t r = start[g]; r < start[g + 1]; r += height) blocks.push_back({r, std::min(r + height, start[g + 1]), slot[g]});
     }
-    const int64_t count = blocks.size();
-    if (count < PARTS) {  // too few to go round: heads apart
-        parallel(count * shape.kv_heads, [&](int64_t i) {
-            static thread_local Scratch<T> scratch;
-            const Block block = blocks[i / shape.kv_heads];
-            scratch.now.find(block, shape.prefix, shape.mask, pages);
-            attend_head(shape, block, i % shape.kv_heads, scratch, false);
-        });
-        return;
-    }
-    parallel(PARTS, [&](int64_t part) {
-        static thread_local Scratch<T> s;
-        const int64_t first = count * part / PARTS, last = count * (part + 1) / PARTS;
-        s.next.find(blocks[first], shape.prefix, shape.mask, pages);
-        for (int64_t i = first; i < last; i++) {
-            std::swap(s.now, s.next);
-            if (i + 1 < last) s.next.find(blocks[i + 1], shape.prefix, shape.mask, pages);
-            for (int64_t head = 0; head < shape.kv_heads; head++) attend_head(shape, blocks[i], head, s, i + 1 < last);
-        }
+    const int64_t items = blocks.size() * kv_heads;
+    parallel(items, [&](int64_t i) {
+        static thread_local Scratch<T> scratch;
+        attend_item(q, heads, kv_heads, head_dim, keys, values, i % kv_heads, blocks[i / kv_heads], prefix, mask, pages, float(scale), out,
+                    scratch);
     });
 }
 
@@ -374,13 +342,11 @@ static void attend(const Shape<T>& shape, int64_t groups, const int64_t* start, 
 EXPORT void attend_float(const float* q, int64_t heads, int64_t kv_heads, int64_t head_dim, const float* keys, const float* values,
                          int64_t groups, const int64_t* start, const int64_t* slot, const int64_t* prefix, const int64_t* mask,
                          const int64_t* table, int64_t per_slot, int64_t page_size, int64_t tail_start, double scale, float* out) {
-    attend<float>({q, keys, values, heads, kv_heads, head_dim, prefix, mask, float(scale), out}, groups, start, slot,
-               {table, per_slot, page_size, tail_start});
+    attend(q, heads, kv_heads, head_dim, keys, values, groups, start, slot, prefix, mask, {table, per_slot, page_size, tail_start}, scale, out);
 }
 
 EXPORT void attend_bf16(const float* q, int64_t heads, int64_t kv_heads, int64_t head_dim, const bf16* keys, const bf16* values,
                         int64_t groups, const int64_t* start, const int64_t* slot, const int64_t* prefix, const int64_t* mask,
                         const int64_t* table, int64_t per_slot, int64_t page_size, int64_t tail_start, double scale, float* out) {
-    attend<bf16>({q, keys, values, heads, kv_heads, head_dim, prefix, mask, float(scale), out}, groups, start, slot,
-               {table, per_slot, page_size, tail_start});
+    attend(q, heads, kv_heads, head_dim, keys, values, groups, start, slot, prefix, mask, {table, per_slot, page_size, tail_start}, scale, out);
 }

@@ -11,8 +11,8 @@ from adaserve.kernels import native
 from adaserve.kernels.truncation import Truncation, truncate
 from adaserve.runtime.noise import gumbel_noise, noise_key
 
-ROWS_AT_ONCE = 16
-"""Rows whose noise the twin holds at one time: float64 over the whole vocabulary each."""
+SCORES_AT_ONCE = 1 << 20
+"""Scores that the twin holds at one time, a few float64 numbers each; it takes as many rows as that allows."""
 
 _SYMBOLS = {torch.float32: "perturbed_argmax_f32", torch.float64: "perturbed_argmax_f64"}
 
@@ -42,8 +42,9 @@ def perturbed_argmax_twin(
 ) -> Tensor:
     """The plain torch twin of `perturbed_argmax`, for any device."""
     token = torch.empty(logits.shape[0], dtype=torch.int64, device=logits.device)  # [R]
-    for start in range(0, logits.shape[0], ROWS_AT_ONCE):
-        rows = slice(start, start + ROWS_AT_ONCE)
+    at_once = max(1, SCORES_AT_ONCE // logits.shape[1])
+    for start in range(0, logits.shape[0], at_once):
+        rows = slice(start, start + at_once)
         kept = logits[rows] if truncation is None else truncate(logits[rows], temperature[rows], truncation.of(rows))
         noise = gumbel_noise(seed[rows], choice[rows], position[rows], logits.shape[1])  # [r, V]
         token[rows] = torch.argmax(kept.double() + temperature[rows].double().unsqueeze(1) * noise, dim=1)

@@ -60,6 +60,6 @@ def noisy_copy(weights: Mapping[str, Tensor], noise: float, seed: int) -> dict[s
     """The weights with Gaussian noise of `noise` times each tensor's own standard deviation: a draft that mostly agrees."""
     generator = torch.Generator().manual_seed(seed)
     return {
-        name: tensor + noise * tensor.std() * torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
+        name: tensor + noise * tensor.std(correction=0) * torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
         for name, tensor in weights.items()
     }

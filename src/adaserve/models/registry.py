@@ -75,10 +75,10 @@ def resolve(name: str, *, cache: Path | None = None) -> ModelSource:
     """
     if name in KNOWN:
         known = KNOWN[name]
-        path = (cache or cache_folder()) / known.file
-        if not path.is_file():
-            raise ModelNotFound(f"{name} is not in the cache ({path.parent}); run: adaserve pull {name}")
-        return ModelSource(name, Format.GGUF, path, known.draft)
+        file = (cache or cache_folder()) / known.file
+        if not file.is_file():
+            raise ModelNotFound(f"{name} is not in the cache ({file.parent}); run: adaserve pull {name}")
+        return ModelSource(name, Format.GGUF, file, known.draft)
     path = _path(name)
     if path is not None and path.is_dir():
         return _folder(name, path)

@@ -11,6 +11,7 @@ from adaserve.errors import InvalidConfig, InvalidModel, InvalidRequest, ModelNo
 from adaserve.models.gguf_header import read_header
 from adaserve.models.gguf_tokenizer import byte_level_tokenizer, is_byte_level
 from adaserve.models.registry import Format, ModelSource
+from adaserve.models.safetensors import read_json
 
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 _WINDOW, _CONTEXT = 32, 8
@@ -148,43 +149,49 @@ class StreamDecoder:
         return self._tokenizer.decode(ids, skip_special_tokens=self._skip) if ids else ""
 
 
-def load_tokenizer(source: ModelSource, vocab_size: int | None = None) -> Tokenizer:
+def load_tokenizer(source: ModelSource) -> Tokenizer:
     """Load the tokenizer that lies beside a model's weights.
 
-    vocab_size: the model's, to refuse a tokenizer whose ids it does not have. Raises ModelNotFound without a tokenizer,
-    InvalidModel for a broken or ill-fitting one, InvalidConfig if transformers is not installed.
+    Raises ModelNotFound without a tokenizer, InvalidModel for a broken one or one with ids that the model does not have,
+    InvalidConfig if transformers is not installed.
     """
     try:
         import transformers
     except ImportError as error:
         raise InvalidConfig("text needs transformers; run: pip install 'adaserve[text]'") from error
     transformers.logging.set_verbosity_error()
-    fast = (_from_gguf if source.format is Format.GGUF else _from_folder)(source.path, transformers)
+    fast, known = (_from_gguf if source.format is Format.GGUF else _from_folder)(source.path, transformers)
     tokenizer = Tokenizer(fast)
-    if vocab_size is not None and tokenizer.vocab_size > vocab_size:
-        sizes = f"ids up to {tokenizer.vocab_size - 1}, the model knows {vocab_size} tokens"
+    if known is not None and tokenizer.vocab_size > known:
+        sizes = f"ids up to {tokenizer.vocab_size - 1}, the model knows {known} tokens"
         raise InvalidModel(f"{source.path}: the tokenizer does not belong to this model: it has {sizes}")
     return tokenizer
 
 
-def _from_gguf(path: Path, transformers: Any) -> Any:
+def _from_gguf(path: Path, transformers: Any) -> tuple[Any, int | None]:
+    """A transformers tokenizer, and how many tokens the model knows if the file says so."""
     header = read_header(path)
+    embedding = header.tensors.get("token_embd.weight")
+    known = None if embedding is None else embedding.shape[0]
     template = header.metadata.get("tokenizer.chat_template")
     if is_byte_level(header):
         backend, special = byte_level_tokenizer(header)
         chat_template = template if isinstance(template, str) else None
-        return transformers.PreTrainedTokenizerFast(
+        fast = transformers.PreTrainedTokenizerFast(
             tokenizer_object=backend, chat_template=chat_template, clean_up_tokenization_spaces=False, **special
         )
+        return fast, known
     if "tokenizer.ggml.model" not in header.metadata:
         raise ModelNotFound(f"{path}: no tokenizer in the file")
-    return _load(path, transformers, path.parent, gguf_file=path.name)
+    return _load(path, transformers, path.parent, gguf_file=path.name), known
 
 
-def _from_folder(path: Path, transformers: Any) -> Any:
+def _from_folder(path: Path, transformers: Any) -> tuple[Any, int | None]:
+    """A transformers tokenizer, and how many tokens the model knows if the folder says so."""
     if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise ModelNotFound(f"{path}: no tokenizer.json; the model folder lacks its tokenizer")
-    return _load(path, transformers, path)
+    known = read_json(path / "config.json").get("vocab_size") if (path / "config.json").is_file() else None
+    return _load(path, transformers, path), known if isinstance(known, int) else None
 
 
 def _load(path: Path, transformers: Any, place: Path, **options: str) -> Any:

@@ -141,9 +141,7 @@ class Answer:
         self._begun.add(index)
         logprobs = self._logprobs(index, piece.logprobs)
         self._offsets[index] = self._offsets.get(index, 0) + len(piece.text)
-        chunk = self._head(self.form.chunk) | {
-            "choices": [self.form.delta(index, piece.text, logprobs, piece.finish, first)]
-        }
+        chunk = self._head(self.form.chunk) | {"choices": [self.form.delta(index, piece.text, logprobs, piece.finish, first)]}
         if with_usage:
             chunk["usage"] = None
         elif last:

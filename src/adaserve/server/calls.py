@@ -138,7 +138,5 @@ class EventStream(Response):
     def _events(self, batch: list[tuple[int, Piece]]) -> bytes:
         answer = self._call.answer
         ending = max((place for place, (_, piece) in enumerate(batch) if piece.finish), default=-1) if answer.finished else -1
-        chunks = [
-            answer.chunk(index, piece, place == ending, self._include_usage) for place, (index, piece) in enumerate(batch)
-        ]
+        chunks = [answer.chunk(index, piece, place == ending, self._include_usage) for place, (index, piece) in enumerate(batch)]
         return b"".join(event(chunk) for chunk in chunks if chunk is not None)

@@ -106,9 +106,7 @@ class EngineLink:
         The socket lies in a private directory (mode 0700) that is removed as soon as the engine has connected.
         """
         directory = tempfile.mkdtemp(prefix="adaserve-")
-        connected: asyncio.Future[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = (
-            asyncio.get_running_loop().create_future()
-        )
+        connected: asyncio.Future[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.get_running_loop().create_future()
 
         def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             if connected.done():

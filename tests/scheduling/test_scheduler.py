@@ -1,0 +1,193 @@
+"""The scheduler alone: needs, shares, prefix reuse, pre-emption, with outcomes made up by the test."""
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adaserve.latency import LatencyModel
+from adaserve.pages import PagePool
+from adaserve.policy.adaptive import AdaptiveScheduling, Constants
+from adaserve.policy.library import make_policy
+from adaserve.policy.policy import Demand
+from adaserve.request import FinishReason, Request, RequestState, SamplingParams, Targets
+from adaserve.scheduling.need import need
+from adaserve.scheduling.scheduler import READY_LAG, Drafting, Scheduler
+from adaserve.step import Drafted, PhaseTimes, StepOutcome, StepPlan, StepShape
+from tests.engines import PROFILE
+
+
+def request(name: str, prompt: int, output: int = 8, tpot: float | None = None, stem: int = 0) -> Request:
+    tokens = tuple(random.Random(stem).choices(range(50), k=prompt))
+    return Request(name, tokens, SamplingParams(max_tokens=output), Targets(tpot=tpot), seed=0, arrived=0.0)
+
+
+def scheduler(policy: str = "adaserve", pages: int = 100, slots: int = 4, reuse: bool = True, **constants: int) -> Scheduler:
+    settled = Constants(**{"verify_rows": 24, "draft_rows": 8, "prompt_rows": 6, "idle_prompt_rows": 12, **constants})
+    return Scheduler(
+        policy=make_policy(policy, settled),
+        latency=LatencyModel(PROFILE),
+        pages=PagePool(pages, 4),
+        slots=slots,
+        drafting=Drafting.MODEL,
+        reuse_prefixes=reuse,
+    )
+
+
+def outcome(plan: StepPlan, gained: int = 1) -> StepOutcome:
+    """An outcome in which every tree gains `gained` tokens, as far as the plan allows."""
+    nothing = Drafted((), (), (), (), (), (), ())
+    tokens = tuple((7,) * min(gained, room + 1, plan.depth + 1) for room in plan.room)
+    draws = sum(c.draws for c in plan.chunks)
+    return StepOutcome(
+        plan, tokens, (7,) * draws, ((),) * len(tokens), ((),) * draws, nothing, (), StepShape(1, 1), PhaseTimes(verify=0.001)
+    )
+
+
+@given(
+    elapsed=st.floats(0, 100), step=st.floats(0.001, 1), tpot=st.floats(0.001, 1), produced=st.integers(1, 200)
+)
+def test_meeting_the_need_meets_the_target(elapsed: float, step: float, tpot: float, produced: int) -> None:
+    """Gaining A_i tokens puts the request exactly on target, by the very definition of TPOT (paper, section 3)."""
+    state = RequestState(request("a", 3, tpot=tpot), [1, 2, 3, *[7] * produced], decoding_since=5.0)
+    wanted = need(state, 5.0 + elapsed, step)
+    tokens_after = produced - 1 + wanted
+    if tokens_after > 0:
+        assert (elapsed + step) / tokens_after == pytest.approx(tpot, rel=1e-6)
+
+
+def test_no_target_no_need() -> None:
+    """A request without an SLO needs nothing."""
+    assert need(RequestState(request("a", 3), [1, 2, 3, 7], decoding_since=0.0), 50.0, 0.1) == 0.0
+
+
+def test_prompts_ride_along_in_chunks() -> None:
+    """A prompt is computed in chunks of prompt_rows while others decode; the chunk that ends it draws."""
+    made = scheduler()
+    made.admit([request("a", 3)])
+    first = made.plan(0.0)
+    assert first is not None and [(c.length, c.draws) for c in first.chunks] == [(3, True)]
+    made.record(outcome(first), 0.1)
+    made.admit([request("b", 14, stem=1)])
+    lengths = []
+    for step in range(3):
+        plan = made.plan(0.2 + step)
+        assert plan is not None and len(plan.decoding) == 1
+        lengths += [(c.length, c.draws) for c in plan.chunks]
+        made.record(outcome(plan), 0.3 + step)
+    assert lengths == [(6, False), (6, False), (2, True)]
+
+
+def test_continuous_computes_prompts_first_and_alone() -> None:
+    """vLLM's order: nobody decodes while a prompt waits, and nobody drafts."""
+    made = scheduler("continuous")
+    made.admit([request("a", 3)])
+    plan = made.plan(0.0)
+    assert plan is not None
+    made.record(outcome(plan), 0.1)
+    made.admit([request("b", 40, stem=1)])
+    prompt = made.plan(0.2)
+    assert prompt is not None and prompt.decoding == () and [c.length for c in prompt.chunks] == [40]
+    made.record(outcome(prompt), 0.3)
+    both = made.plan(0.4)
+    assert both is not None and len(both.decoding) == 2 and both.chunks == () and both.depth == 0 and both.catch_up == ()
+
+
+def test_shared_prefixes_are_computed_once() -> None:
+    """A second request with the same prompt finds its full pages computed, the draft's too."""
+    made = scheduler(idle_prompt_rows=100)
+    made.admit([request("a", 18)])
+    plan = made.plan(0.0)
+    assert plan is not None
+    made.record(outcome(plan), 0.1)
+    made.admit([request("b", 18)])
+    plan = made.plan(0.2)
+    assert plan is not None and [(c.start, c.length) for c in plan.chunks] == [(16, 2)]
+    assert [(c.start, c.length) for c in plan.catch_up] == [(16, 2)]
+
+
+def test_a_draft_left_behind_catches_up_before_it_speculates() -> None:
+    """Steps of depth 0 leave the draft behind; it then computes what it missed, at most READY_LAG tokens beside speculation."""
+    made = scheduler(verify_rows=1, idle_prompt_rows=100)  # one row: Eq. 8 gives depth 0
+    made.admit([request("a", 40, output=100)])
+    plan = made.plan(0.0)
+    assert plan is not None and plan.depth == 0 and plan.catch_up == ()
+    made.record(outcome(plan), 0.1)
+    made._policy = scheduler()._policy  # now there is room to speculate
+    lag = 41
+    for step in range(20):
+        plan = made.plan(1.0 + step)
+        assert plan is not None
+        made.record(outcome(plan), 1.5 + step)
+        if plan.drafting[0] is not None:
+            assert plan.depth > 0 and plan.drafting[0].length <= READY_LAG
+            break
+        lag -= sum(c.length for c in plan.catch_up)
+    else:
+        pytest.fail("the draft never caught up")
+
+
+def test_cancel_frees_everything() -> None:
+    """Waiting and running requests end at once, and the pages are free."""
+    made = scheduler(slots=1)
+    made.admit([request("a", 9), request("b", 9)])
+    plan = made.plan(0.0)
+    assert plan is not None
+    made.record(outcome(plan), 0.1)
+    ended = made.cancel({"a", "b", "nobody"})
+    assert {p.state.request.id for p in ended} == {"a", "b"} and all(p.state.finish is FinishReason.CANCELLED for p in ended)
+    assert made.usage() == 0 and made.running == made.waiting == 0
+    assert made.plan(0.2) is None
+
+
+@given(n=st.integers(0, 100), constants=st.builds(
+    Constants,
+    verify_rows=st.integers(1, 512),
+    draft_rows=st.integers(0, 128),
+    depth_offset=st.integers(0, 8),
+    width_offset=st.integers(0, 3),
+    depth_min=st.integers(0, 2),
+    depth_max=st.integers(2, 40),
+    width_max=st.integers(1, 40),
+))
+def test_depth_and_width_follow_equations_8_and_9(n: int, constants: Constants) -> None:
+    """Within their bounds, falling with the number of requests, and never more nodes than an ancestor mask has bits."""
+    share = AdaptiveScheduling(constants).share(Demand(n, 0))
+    more = AdaptiveScheduling(constants).share(Demand(n + 1, 0))
+    assert constants.depth_min <= share.depth <= constants.depth_max
+    assert 1 <= share.width <= constants.width_max and share.depth * share.width <= 63
+    assert more.depth <= share.depth
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), policy=st.sampled_from(["adaserve", "continuous", "spec:3"]), pages=st.integers(14, 40))
+def test_every_admitted_request_ends_exactly_once(data: st.DataObject, policy: str, pages: int) -> None:
+    """Under random arrivals, gains, cancellations and scarce pages: accounts stay right and nobody is forgotten."""
+    made = scheduler(policy, pages=pages, slots=3, reuse=data.draw(st.booleans()))
+    open_ids: set[str] = set()
+    ended: list[str] = []
+    for step in range(40):
+        if step < 20 and data.draw(st.booleans()):
+            name = f"r{step}"
+            made.admit([request(name, data.draw(st.integers(1, 24)), data.draw(st.integers(1, 16)), stem=step % 3)])
+            open_ids.add(name)
+        if open_ids and data.draw(st.integers(0, 9)) == 0:
+            ended += [p.state.request.id for p in made.cancel({data.draw(st.sampled_from(sorted(open_ids)))})]
+        plan = made.plan(float(step))
+        made.check()
+        if plan is not None:
+            ended += [
+                p.state.request.id
+                for p in made.record(outcome(plan, data.draw(st.integers(1, 4))), step + 0.5)
+                if p.state.finish is not None
+            ]
+            made.check()
+        open_ids -= set(ended)
+    for step in range(1000):
+        plan = made.plan(100.0 + step)
+        if plan is None:
+            break
+        ended += [p.state.request.id for p in made.record(outcome(plan), 100.5 + step) if p.state.finish is not None]
+    assert not open_ids - set(ended) and len(ended) == len(set(ended))
+    assert made.usage() == 0

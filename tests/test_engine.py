@@ -1,0 +1,111 @@
+"""The engine with a real executor on tiny models: faults, cancellation, logprobs, and what a step costs in bookkeeping."""
+
+import random
+from dataclasses import replace
+
+import torch
+
+from adaserve.build import Models
+from adaserve.engine import Engine
+from adaserve.request import FinishReason, Request, SamplingParams, Targets
+from tests.engines import Setting, engine_for, random_requests, run, tiny_models
+
+LONG = [SamplingParams(max_tokens=30, temperature=0.7, ignore_eos=True)]
+
+
+def drain(engine: Engine) -> list[tuple[str, FinishReason | None]]:
+    ends = []
+    while (report := engine.step()) is not None:
+        ends += [(u.id, u.finish) for u in report.updates if u.finish is not None]
+    return ends
+
+
+def test_cancel_in_every_phase_changes_nobody_else() -> None:
+    """Requests cancelled while waiting, in their prompt and while decoding free everything; the others' tokens stay the same."""
+    models = tiny_models()
+    requests = random_requests(random.Random(3), 18, LONG)
+    expected = run(engine_for(models, Setting("adaserve")), requests)
+    engine = engine_for(models, Setting("adaserve", slots=5))
+    tokens: dict[str, list[int]] = {r.id: [] for r in requests}
+    ends: dict[str, FinishReason] = {}
+    for r in requests:
+        engine.add(r)
+    rng = random.Random(0)
+    victims = {r.id for r in requests if rng.random() < 0.5}
+    queue = sorted(victims)
+    while True:
+        if queue and rng.random() < 0.6:
+            engine.cancel(queue.pop(rng.randrange(len(queue))))
+        report = engine.step()
+        if report is None:
+            break
+        for u in report.updates:
+            tokens[u.id] += u.tokens
+            if u.finish is not None:
+                assert u.id not in ends
+                ends[u.id] = u.finish
+        engine.check()
+    assert len(ends) == len(requests) and FinishReason.CANCELLED in ends.values()
+    for r in requests:
+        if r.id in victims:
+            assert tokens[r.id] == expected.tokens[r.id][: len(tokens[r.id])]
+        else:
+            assert tokens[r.id] == expected.tokens[r.id]
+    assert engine.step() is None
+
+
+def test_a_row_of_nan_ends_its_own_request_only() -> None:
+    """A poisoned embedding makes one request's logits NaN: it ends with an error, its batch mates keep their tokens."""
+    models = tiny_models()
+    healthy = [r for r in random_requests(random.Random(4), 8, LONG)]
+    healthy = [replace(r, prompt=tuple(t if t != 99 else 98 for t in r.prompt)) for r in healthy]
+    biased = SamplingParams(max_tokens=30, temperature=0.7, ignore_eos=True, logit_bias={99: -100.0})
+    healthy = [replace(r, sampling=biased) for r in healthy]
+    expected = run(engine_for(models, Setting("adaserve")), healthy)
+    embedding = models.target.embedding.clone()
+    embedding[99] = float("nan")
+    poisoned = Models(replace(models.target, embedding=embedding), models.draft)
+    engine = engine_for(poisoned, Setting("adaserve"))
+    sick = Request("sick", (5, 99, 6), LONG[0], Targets(), seed=1, arrived=0.0)
+    found = run(engine, [*healthy[:4], sick, *healthy[4:]])
+    assert found.results["sick"].finish is FinishReason.ERROR and found.tokens["sick"] == []
+    assert {k: v for k, v in found.tokens.items() if k != "sick"} == expected.tokens
+
+
+def test_logprobs_are_those_of_plain_decoding() -> None:
+    """Asked-for log-probabilities do not depend on speculation, and each token's own one is its log-softmax."""
+    models = tiny_models()
+    sampling = [SamplingParams(max_tokens=12, temperature=0.7, logprobs=3, ignore_eos=True), LONG[0]]
+    requests = random_requests(random.Random(6), 10, sampling)
+
+    def logprobs(setting: Setting) -> dict[str, list[float]]:
+        engine = engine_for(models, setting)
+        for r in requests:
+            engine.add(r)
+        found: dict[str, list[float]] = {r.id: [] for r in requests}
+        while (report := engine.step()) is not None:
+            for u in report.updates:
+                assert len(u.logprobs) in (0, len(u.tokens))
+                assert [p.token for p in u.logprobs] == list(u.tokens)[: len(u.logprobs)]
+                found[u.id] += [p.logprob for p in u.logprobs]
+        return found
+
+    plain, trees = logprobs(Setting("continuous", draft="none")), logprobs(Setting("adaserve"))
+    for r in requests:
+        asked = r.sampling.logprobs is not None
+        assert len(plain[r.id]) == (12 if asked else 0)
+        torch.testing.assert_close(torch.tensor(plain[r.id]), torch.tensor(trees[r.id]), atol=1e-6, rtol=0)
+
+
+def test_urgent_requests_get_more_of_the_trees() -> None:
+    """Under a budget too small for all, requests with a tight target advance in fewer steps than those without."""
+    models = tiny_models(noise=0.02, scale=16.0)
+    requests = [
+        replace(r, id=f"{'urgent' if i % 2 else 'relaxed'}-{i}", targets=Targets(tpot=1e-6 if i % 2 else 10.0))
+        for i, r in enumerate(random_requests(random.Random(8), 8, [SamplingParams(max_tokens=40, temperature=0.0, ignore_eos=True)]))
+    ]
+    setting = Setting("adaserve")
+    setting = replace(setting, constants=replace(setting.constants, verify_rows=16, depth_min=3, draft_rows=8, prompt_rows=50))
+    found = run(engine_for(models, setting), requests)
+    steps = {kind: sum(r.steps for k, r in found.results.items() if k.startswith(kind)) for kind in ("urgent", "relaxed")}
+    assert steps["urgent"] < 0.8 * steps["relaxed"]
