@@ -109,3 +109,17 @@ def test_urgent_requests_get_more_of_the_trees() -> None:
     found = run(engine_for(models, setting), requests)
     steps = {kind: sum(r.steps for k, r in found.results.items() if k.startswith(kind)) for kind in ("urgent", "relaxed")}
     assert steps["urgent"] < 0.8 * steps["relaxed"]
+
+def test_a_failed_prompt_is_not_reused() -> None:
+    """A request that shares a failed one's prefix, once the model is sound again, does not find its broken pages."""
+    models = tiny_models()
+    weights = models.target.embedding
+    broken = weights.clone()
+    broken[99] = float("nan")
+    shared = (99, *range(40))
+    engine = engine_for(Models(replace(models.target, embedding=broken), models.draft), Setting("adaserve"))
+    first = run(engine, [Request("first", shared, LONG[0], Targets(), seed=1, arrived=0.0)])
+    assert first.results["first"].finish is FinishReason.ERROR
+    broken[99] = weights[99]
+    again = Request("again", (*shared, 7), LONG[0], Targets(), seed=1, arrived=0.0)
+    assert run(engine, [again]).tokens == run(engine_for(models, Setting("adaserve")), [again]).tokens

@@ -252,6 +252,17 @@ def test_a_page_that_the_draft_skipped_ends_the_drafts_match() -> None:
     assert (match.tokens, match.draft_tokens) == (2, 0)
 
 
+def test_only_pages_of_known_tokens_are_published() -> None:
+    pool = PagePool(4, 2)
+    held = pool.allocate(3)
+    assert held is not None
+    pool.publish(held, [1, 2, 3], "", 6, 6)  # a stop cut three accepted tokens off
+    pool.release(held)
+    pool.check()
+    assert pool.cached == 1
+    assert pool.match([1, 2, 3, 4]).pages == tuple(held[:1])
+
+
 def test_a_long_prefix_is_let_go_without_deep_recursion() -> None:
     tokens = list(range(50_000))
     pool, held = filled(60_000, 1, tokens)

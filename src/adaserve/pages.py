@@ -139,12 +139,13 @@ class PagePool:
         """Let later requests reuse the full pages of a request; may be called after every step.
 
         pages, tokens: all that the request holds and knows, in order of position.
-        computed: how many leading tokens have the target's keys and values in the pages.
+        computed: how many leading tokens have the target's keys and values in the pages. It may exceed `tokens`, when a stop cut
+        accepted tokens off; what is not known is not published.
         draft_computed: how many have the draft's there too. It may lag (d = 0 periods) and be caught up by a later call.
         Of two pages with the same content the first published stays the one that matches.
         """
         size = self.page_size
-        full = computed // size
+        full = min(computed, len(tokens)) // size
         first = full
         while first > 0 and self._prefix[pages[first - 1]] is None:
             first -= 1

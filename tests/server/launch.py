@@ -51,9 +51,13 @@ class Server:
         return self.log.read_text(errors="replace")
 
     @property
-    def engine_pid(self) -> int:
+    def engine_pid(self) -> int | None:
+        """The engine process, once there is one."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return next(int(child) for child in children if b"engine_process" in Path(f"/proc/{child}/cmdline").read_bytes())
+        for child in children:
+            if b"engine_process" in Path(f"/proc/{child}/cmdline").read_bytes():
+                return int(child)
+        return None
 
     def metric(self, line: str) -> float:
         """The value of a metric, named with its labels as it stands in the text."""

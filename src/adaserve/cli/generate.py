@@ -5,8 +5,8 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
+from adaserve.cli.checks import check_engine
 from adaserve.cli.options import add_engine_options, engine_config
-from adaserve.cli.serve import check_models
 from adaserve.request import SLO, SamplingParams
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     slo = parse_slo(args.slo) if args.slo else SLO()
     sampling = SamplingParams(max_tokens=args.max_tokens, temperature=args.temperature, seed=args.seed)
     config = engine_config(args)
-    check_models(config)
+    check_engine(config)
     from adaserve.llm import LLM
 
     options = {name: value for name, value in vars(config).items() if name != "model"}

@@ -8,10 +8,9 @@ import socket
 import sys
 from typing import TYPE_CHECKING
 
+from adaserve.cli.checks import check_engine
 from adaserve.cli.options import DEFAULTS, add_engine_options, engine_config
-from adaserve.config import EngineConfig
 from adaserve.errors import InvalidConfig
-from adaserve.models.registry import resolve, resolve_draft
 
 if TYPE_CHECKING:
     from adaserve.server.messages import Ready
@@ -27,8 +26,6 @@ then:
   curl localhost:8000/v1/chat/completions -H 'content-type: application/json' \\
     -d '{"model": "demo", "messages": [{"role": "user", "content": "Hello"}], "slo": {"tpot_ms": 50}}'
 """
-
-NO_DRAFT = ("none", "ngram")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -71,8 +68,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run `adaserve serve`. What can be checked at once is checked before anything slow begins."""
     engine = engine_config(args, args.max_queue)
-    check_models(engine)
+    slos = slo_book(args)
     listener = listen(args.host, args.port)
+    check_engine(engine)
     try:
         from adaserve.server.run import run_server
         from adaserve.server.service import ServerConfig
@@ -85,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     server = ServerConfig(
         model_names=tuple(args.served_model_name) or (engine.model,),
         api_keys=tuple(args.api_key) or tuple(filter(None, [os.environ.get("ADASERVE_API_KEY")])),
-        slos=slo_book(args),
+        slos=slos,
         running=engine.max_num_seqs,
         waiting=engine.max_queue,
         grace=args.grace,
@@ -117,13 +115,6 @@ def slo_book(args: argparse.Namespace) -> "SLOBook":
     if len(classes) < len(args.slo_class):
         raise InvalidConfig("an SLO class is given twice")
     return SLOBook(classes, args.default_slo, dict(parse_tier(text) for text in args.service_tier))
-
-
-def check_models(engine: EngineConfig) -> None:
-    """Find the model and the draft, which takes no time; raises ModelNotFound."""
-    resolve(engine.model)
-    if engine.draft is not None and engine.draft not in NO_DRAFT:
-        resolve_draft(engine.draft)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -6,7 +6,8 @@ Keys and values of a model live in one flat pool of rows per layer: first the pa
                  page_size rows each                MAX_NODES + 1 rows each
 
 A row attends to `prefix` paged tokens of its slot (its own included if its key lives in a page) and to the tail rows of its slot
-that its ancestor mask names (its own included if its key lives in the tail). Known tokens (prompt, root) live in pages; draft nodes in the tail.
+that its ancestor mask names (its own included if its key lives in the tail). Known tokens (prompt, root) live in pages, draft
+nodes in the tail.
 """
 
 from dataclasses import dataclass

@@ -57,9 +57,10 @@ class PageLedger:
         if self._reuse:
             self._pool.publish(state.pages, state.tokens, state.request.cache_salt, state.computed, state.draft_computed)
 
-    def close(self, state: RequestState) -> None:
+    def close(self, state: RequestState, publish: bool) -> None:
         """Take back everything; what is published stays cached until its page is needed."""
-        self.publish(state)
+        if publish:
+            self.publish(state)
         self._pool.release(state.pages)
         state.pages = []
 

@@ -1,7 +1,7 @@
 """The scheduler: turns queues into a StepPlan, and outcomes into progress. Owns every RequestState.
 
-One rule of progress (house rule 2): for each model, computed tokens catch up with known tokens. A request whose target lags by one
-token is decoding: that token is the root of its tree. Any other lag is made up in chunks, be it a prompt or a recomputation.
+One rule of progress (house rule 2): for each model, computed tokens catch up with known tokens. A request whose target lags by
+one token is decoding: that token is the root of its tree. Any other lag is made up in chunks, a prompt's or a recomputation's.
 """
 
 import heapq
@@ -186,7 +186,13 @@ class Scheduler:
             request = state.request
             placed.append(
                 Placement(
-                    slot, tuple(state.tokens), len(request.prompt), request.sampling, request.seed, request.choice, request.stop_ids
+                    slot=slot,
+                    tokens=tuple(state.tokens),
+                    prompt_length=len(request.prompt),
+                    sampling=request.sampling,
+                    seed=request.seed,
+                    choice=request.choice,
+                    stop_ids=request.stop_ids,
                 )
             )
             grants.append(PageGrant(slot, 0, tuple(state.pages)))
@@ -276,9 +282,10 @@ class Scheduler:
         self._leave(state)
 
     def _leave(self, state: RequestState) -> None:
+        """Give back the slot and the pages. What a failed request computed is not fit for reuse."""
         if state.slot is None:
             return
-        self._ledger.close(state)
+        self._ledger.close(state, publish=state.finish is not FinishReason.ERROR)
         del self._running[state.slot]
         self._released.append(state.slot)
         heapq.heappush(self._slots, state.slot)

@@ -61,10 +61,10 @@ class Door:
         if len(prompt) == 0:
             raise InvalidRequest("prompt must not be empty", "prompt")
         if isinstance(prompt[0], int):
-            return [list(prompt)]  # type: ignore[arg-type]
+            return [list(prompt)]
         if len(prompt) > self.limits.prompts:
             raise InvalidRequest(f"at most {self.limits.prompts} prompts a call, got {len(prompt)}", "prompt")
-        return [self.tokenizer.encode(item) if isinstance(item, str) else list(item) for item in prompt]  # type: ignore[arg-type]
+        return [self.tokenizer.encode(item) if isinstance(item, str) else list(item) for item in prompt]
 
     def _requests(
         self,

@@ -62,8 +62,8 @@ def create_app(service: Service) -> FastAPI:
     )
     app.add_middleware(Guard)
     app.add_exception_handler(Problem, lambda request, error: _answer_problem(error))
-    app.add_exception_handler(AdaServeError, lambda request, error: _answer_problem(problem_of(error)))  # type: ignore[arg-type]
-    app.add_exception_handler(HTTPException, lambda request, error: _answer_problem(_of_http(request, error)))  # type: ignore[arg-type]
+    app.add_exception_handler(AdaServeError, lambda request, error: _answer_problem(problem_of(error)))
+    app.add_exception_handler(HTTPException, lambda request, error: _answer_problem(_of_http(request, error)))
     _add_probes(app, service)
     _add_generation(app, service)
     _add_tokenizing(app, service)

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from adaserve.config import EngineConfig
 from adaserve.errors import AdaServeError, EngineFailed
@@ -123,7 +123,8 @@ class EngineLink:
                 stdin=asyncio.subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
             exited = asyncio.ensure_future(self._process.wait())
-            await asyncio.wait({connected, exited}, timeout=CONNECT_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
+            first: set[asyncio.Future[Any]] = {connected, exited}
+            await asyncio.wait(first, timeout=CONNECT_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
             exited.cancel()
             if not connected.done():
                 self._fail(EngineFailed("the engine process did not start"))

@@ -26,31 +26,31 @@ class Message(msgspec.Struct, tag=True, array_like=True, frozen=True):
     """Base of all messages; subclasses are told apart by a tag."""
 
 
-class Configure(Message):
+class Configure(Message, frozen=True):
     """The first frame: what engine to build."""
 
     config: EngineConfig
 
 
-class Submit(Message):
+class Submit(Message, frozen=True):
     """A request, complete and checked."""
 
     request: Request
 
 
-class Cancel(Message):
+class Cancel(Message, frozen=True):
     """Nobody waits for this request any more."""
 
     id: str
 
 
-class Progress(Message):
+class Progress(Message, frozen=True):
     """A line for the person who waits for the engine to load."""
 
     text: str
 
 
-class Ready(Message):
+class Ready(Message, frozen=True):
     """The engine is up; what the door must know about it. `baseline` is in s/token; `description` is for people."""
 
     model_name: str
@@ -90,7 +90,7 @@ class StatsNews(msgspec.Struct, array_like=True, frozen=True):
     seconds: dict[str, float]
 
 
-class StepNews(Message):
+class StepNews(Message, frozen=True):
     """One iteration: what it brought each request, and how the engine stands. `at` is when it was committed."""
 
     at: float
@@ -98,7 +98,7 @@ class StepNews(Message):
     stats: StatsNews
 
 
-class Fatal(Message):
+class Fatal(Message, frozen=True):
     """The engine gives up. `starting`: it never came up, because of what it was asked to load."""
 
     text: str
@@ -129,7 +129,7 @@ class Codec:
     def decode(self, body: bytes) -> Message:
         """Decode a frame's body; raises EngineFailed for anything but a message of the incoming types."""
         try:
-            return self._decoder.decode(body)  # type: ignore[no-any-return]
+            return self._decoder.decode(body)
         except (msgspec.MsgspecError, ValueError, RecursionError, AdaServeError) as error:
             raise EngineFailed(f"malformed message between processes: {error}") from None
 

@@ -29,7 +29,7 @@ LAST_WRITES = 5
 class HttpServer(uvicorn.Server):
     """uvicorn's server, with signals that mean: finish what runs, then stop. A second signal stops at once."""
 
-    def __init__(self, config: uvicorn.Config, on_signal: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, on_signal: Callable[[], object]) -> None:
         super().__init__(config)
         self._on_signal = on_signal
 
@@ -74,7 +74,7 @@ class Run:
             timeout_keep_alive=30,
             timeout_graceful_shutdown=LAST_WRITES,
         )
-        http = HttpServer(config, lambda: loop.call_soon_threadsafe(self._note_signal))
+        http = HttpServer(config, lambda: loop.call_soon_threadsafe(self._signal.set))
         serving = asyncio.create_task(http.serve(sockets=[self._listener]))
         try:
             return await self._live(announce)
@@ -123,9 +123,6 @@ class Run:
         self._link.fail_streams(Stopping("this server is shutting down"))
         for task in (drained, again):
             task.cancel()
-
-    def _note_signal(self) -> None:
-        self._signal.set()
 
 
 def run_server(

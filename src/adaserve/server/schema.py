@@ -181,7 +181,7 @@ def _problem(error: ValidationError) -> Problem:
     """Turn pydantic's list into one line about its first entry."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     path = [str(part) for part in first["loc"]]
-    name = path[0] if path else None
+    name = path[0] if path else ""
     if first["type"] == "extra_forbidden":
         dotted = ".".join(part for part in path if part != "SLOBody")[:100]
         return Problem(Kind.INVALID, f"unknown field {dotted!r}", dotted)

@@ -68,7 +68,7 @@ class ModelDrafter:
         return _spread(beam.tree(), active, n)
 
     def keep(self, plan: StepPlan, table: SlotTable, kept: Kept) -> None:
-        """Move the accepted nodes' keys and values from the tail to the pages, but for the last depth's, which were never computed."""
+        """Move the accepted nodes' keys and values from tail to pages; the last depth's were never computed."""
         if plan.depth < 2:
             return
         tree = kept.tree

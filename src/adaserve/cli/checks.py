@@ -1,0 +1,54 @@
+"""What can be seen to be wrong before anything slow begins: missing models, broken files, unknown policies."""
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from adaserve.cli.options import DEFAULTS
+from adaserve.config import EngineConfig
+from adaserve.errors import InvalidModel
+from adaserve.models.gguf_header import read_header
+from adaserve.models.registry import Format, ModelSource, resolve, resolve_draft
+
+NO_MODEL = ("none", "ngram")
+"""Values of --draft that name no model."""
+
+
+def check_engine(config: EngineConfig) -> None:
+    """Find the models and look at their files' headers, and find the policy; raises what is wrong with them in one line.
+
+    Loads no tensors, and torch only for a policy other than the default.
+    """
+    check_files(resolve(config.model))
+    if config.draft is not None and config.draft not in NO_MODEL:
+        check_files(resolve_draft(config.draft))
+    if config.policy != DEFAULTS.policy:
+        from adaserve.policy.adaptive import Constants
+        from adaserve.policy.library import make_policy
+
+        make_policy(config.policy, Constants(verify_rows=1, draft_rows=0))
+
+
+def check_files(source: ModelSource) -> None:
+    """Look at the headers of a model's files; raises InvalidModel naming the file."""
+    if source.format is Format.GGUF:
+        read_header(source.path)
+        return
+    if source.format is Format.FOLDER:
+        _check_json(source.path / "config.json")
+    for path in sorted(source.path.glob("*.safetensors")) if source.path.is_dir() else [source.path]:
+        try:
+            with safe_open(path, framework="numpy"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise InvalidModel(f"{path}: broken or truncated: {' '.join(str(error).split())[:200]}") from None
+
+
+def _check_json(path: Path) -> None:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InvalidModel(f"{path}: cannot be read: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(found, dict):
+        raise InvalidModel(f"{path}: must hold a JSON object")
