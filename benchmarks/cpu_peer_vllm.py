@@ -5,7 +5,8 @@
     vllm-env/bin/pip uninstall -y torchvision torchaudio torchcodec
     vllm-env/bin/python benchmarks/cpu_peer_vllm.py --model FOLDER --requests 32 --prompts prompts.json
 
-Greedy, end of sequence ignored, no prefix cache, all requests at once, all cores. After a warm-up, the median of `--repeats` runs:
+Greedy, end of sequence ignored, no prefix cache, all requests at once, all cores.
+After a warm-up, the median of `--repeats` runs:
 
     seconds        one run: prompts and all output tokens
     tokens_per_s   output tokens / seconds

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from adaserve.build import Models, Sizes, assemble_engine
+from adaserve.assembly import Models, Sizes, assemble_engine
 from adaserve.clock import WallClock
 from adaserve.engine import Engine
 from adaserve.latency import Profile
@@ -20,6 +20,8 @@ from adaserve.request import Request, SamplingParams, Targets
 
 PROFILE = Profile("test", {1: 1.0, 64: 2.0}, 0.001, {1: 0.2, 64: 0.3}, 0.0, 0.1, 0.0, 1.0)
 VOCABULARY = 100
+SMALL = Constants(verify_rows=24, draft_rows=12, prompt_rows=8, idle_prompt_rows=16)
+NOTHING_FIXED = Overrides()
 
 
 def tiny_models(seed: int = 0, noise: float = 0.05, scale: float = 4.0, dtype: torch.dtype = torch.float64) -> Models:
@@ -39,8 +41,8 @@ class Setting:
 
     policy: str
     draft: str = "model"
-    constants: Constants = Constants(verify_rows=24, draft_rows=12, prompt_rows=8, idle_prompt_rows=16)
-    overrides: Overrides = Overrides()
+    constants: Constants = SMALL
+    overrides: Overrides = NOTHING_FIXED
     slots: int = 8
     pages: int = 400
     page_size: int = 4

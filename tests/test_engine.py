@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from adaserve.build import Models
+from adaserve.assembly import Models
 from adaserve.engine import Engine
 from adaserve.request import FinishReason, Request, SamplingParams, Targets
 from tests.engines import Setting, engine_for, random_requests, run, tiny_models
@@ -100,15 +100,17 @@ def test_logprobs_are_those_of_plain_decoding() -> None:
 def test_urgent_requests_get_more_of_the_trees() -> None:
     """Under a budget too small for all, requests with a tight target advance in fewer steps than those without."""
     models = tiny_models(noise=0.02, scale=16.0)
+    greedy = [SamplingParams(max_tokens=40, temperature=0.0, ignore_eos=True)]
     requests = [
         replace(r, id=f"{'urgent' if i % 2 else 'relaxed'}-{i}", targets=Targets(tpot=1e-6 if i % 2 else 10.0))
-        for i, r in enumerate(random_requests(random.Random(8), 8, [SamplingParams(max_tokens=40, temperature=0.0, ignore_eos=True)]))
+        for i, r in enumerate(random_requests(random.Random(8), 8, greedy))
     ]
     setting = Setting("adaserve")
     setting = replace(setting, constants=replace(setting.constants, verify_rows=16, depth_min=3, draft_rows=8, prompt_rows=50))
     found = run(engine_for(models, setting), requests)
     steps = {kind: sum(r.steps for k, r in found.results.items() if k.startswith(kind)) for kind in ("urgent", "relaxed")}
     assert steps["urgent"] < 0.8 * steps["relaxed"]
+
 
 def test_a_failed_prompt_is_not_reused() -> None:
     """A request that shares a failed one's prefix, once the model is sound again, does not find its broken pages."""

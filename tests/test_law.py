@@ -1,7 +1,7 @@
 """The first law: speculation, batching, chunking and pre-emption never change a token.
 
-Every case runs the same requests plainly, one setting a reference, and in another way; float64 makes equality exact. A law test over
-models that never agree would prove nothing, so each counts accepted draft tokens (method.md, section 4).
+Every case runs the same requests plainly, as a reference, and in another way; float64 makes equality exact. A law test over
+models that never agree would prove nothing, so one counts accepted draft tokens.
 """
 
 import random
@@ -46,7 +46,9 @@ SETTINGS = {
 }
 SAMPLING = {
     0.0: [SamplingParams(max_tokens=m, temperature=0.0, min_tokens=1) for m in (1, 5, 24)],
-    0.7: [SamplingParams(max_tokens=m, temperature=0.7, top_p=p, top_k=k) for m, p, k in ((3, 1.0, 0), (20, 0.9, 0), (20, 1.0, 12))],
+    0.7: [
+        SamplingParams(max_tokens=m, temperature=0.7, top_p=p, top_k=k) for m, p, k in ((3, 1.0, 0), (20, 0.9, 0), (20, 1.0, 12))
+    ],
     1.0: [SamplingParams(max_tokens=m, temperature=1.0, ignore_eos=m == 24) for m in (2, 12, 24)],
     1.1: [
         SamplingParams(max_tokens=16, temperature=1.0, min_p=0.05, min_tokens=6, logit_bias={3: 2.0, 50: -100.0}),

@@ -1,65 +1,36 @@
-"""Builds an engine out of its parts: from models on disk (`build_engine`), or from decoders in memory (`assemble_engine`)."""
+"""Builds an engine from models on disk: `build_engine` for the faces, `load_parts` for those who try several policies."""
 
 import hashlib
 import json
 import os
 import platform
-import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
 import torch
 
+from adaserve.assembly import Models, Sizes, assemble_engine, make_executor
 from adaserve.cache.pool import KVPool
-
 from adaserve.clock import Clock, WallClock
 from adaserve.config import EngineConfig
 from adaserve.engine import Engine
 from adaserve.errors import InvalidConfig
 from adaserve.executor.device import DeviceExecutor
-from adaserve.executor.profiler import Profiler
 from adaserve.kernels.native import native_status
-from adaserve.latency import LatencyModel, Profile, budget_from
-from adaserve.models.decoder import Decoder
+from adaserve.latency import Profile, budget_from
+from adaserve.measure import measure_profile
 from adaserve.models.load import load_decoder, load_draft
 from adaserve.models.registry import ModelSource, cache_folder, resolve, resolve_draft
 from adaserve.models.tokenizer import Tokenizer, load_tokenizer
-from adaserve.pages import PagePool
 from adaserve.policy.adaptive import Constants
 from adaserve.policy.library import Overrides, make_policy
 from adaserve.policy.policy import Policy
-from adaserve.request import Request, SamplingParams, Targets
 from adaserve.runtime.batch import TAIL_ROWS
-from adaserve.scheduling.scheduler import Drafting, Scheduler
-from adaserve.speculation.drafter import Drafter
-from adaserve.speculation.lookup import LookupDrafter
-from adaserve.speculation.model import ModelDrafter
-from adaserve.speculation.ngram import NgramDrafter
 
 CPU_CACHE_BYTES = 2 << 30
 CUDA_CACHE_SHARE = 0.85
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
-
-
-@dataclass(frozen=True)
-class Models:
-    """What an engine computes with: the target, and what drafts for it (a decoder, prompt look-up, or nothing)."""
-
-    target: Decoder
-    draft: Decoder | None = None
-    lookup: bool = False
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How much an engine holds: slots (requests at once), tokens of the longest sequence, pages of the cache."""
-
-    slots: int
-    length: int
-    pages: int
-    page_size: int
 
 
 @dataclass(frozen=True)
@@ -76,103 +47,6 @@ class BuiltEngine:
     policy: Policy
     profile: Profile
     description: str
-
-
-def make_executor(models: Models, sizes: Sizes, clock: Clock) -> DeviceExecutor:
-    """Give the models their KV pools and wire the drafter."""
-    pages = {"pages": sizes.pages, "page_size": sizes.page_size, "slots": sizes.slots}
-    drafter: Drafter | None = None
-    if models.draft is not None:
-        drafter = ModelDrafter(models.draft, models.draft.new_pool(**pages), sizes.slots)
-    elif models.lookup:
-        drafter = LookupDrafter(NgramDrafter())
-    return DeviceExecutor(
-        target=models.target,
-        pool=models.target.new_pool(**pages),
-        drafter=drafter,
-        slots=sizes.slots,
-        length=sizes.length,
-        clock=clock,
-    )
-
-
-def assemble_engine(
-    models: Models,
-    sizes: Sizes,
-    policy: Policy,
-    profile: Profile,
-    *,
-    clock: Clock,
-    executor: DeviceExecutor | None = None,
-    prefix_caching: bool = True,
-) -> Engine:
-    """Build an engine from decoders in memory. `executor`: one made before for these models and sizes, or None to make it."""
-    latency = LatencyModel(profile)
-    scheduler = Scheduler(
-        policy=policy,
-        latency=latency,
-        pages=PagePool(sizes.pages, sizes.page_size),
-        slots=sizes.slots,
-        drafting=Drafting.MODEL if models.draft else Drafting.LOOKUP if models.lookup else Drafting.NONE,
-        reuse_prefixes=prefix_caching,
-    )
-    return Engine(
-        scheduler=scheduler,
-        policy=policy,
-        executor=executor or make_executor(models, sizes, clock),
-        latency=latency,
-        clock=clock,
-        baseline=latency.baseline,
-    )
-
-
-def measure_profile(models: Models, sizes: Sizes, executor: DeviceExecutor, name: str, progress: Callable[[str], None]) -> Profile:
-    """Measure the step-time curves of an executor that serves nobody yet, then the baseline latency through a whole engine."""
-    profiler = Profiler(
-        executor,
-        slots=sizes.slots,
-        pages=sizes.pages,
-        page_size=sizes.page_size,
-        length=sizes.length,
-        vocab_size=models.target.config.vocab_size,
-        drafts=models.draft is not None,
-    )
-    curves = profiler.curves(progress)
-    profile = Profile(
-        name=name,
-        source="measured by adaserve profile",
-        verify_ms_by_rows={rows: seconds * 1e3 for rows, seconds in curves.verify.items()},
-        attention_ms_per_1000_context_tokens=curves.attention * 1e6,
-        draft_step_ms_by_rows={rows: seconds * 1e3 for rows, seconds in curves.draft.items()},
-        draft_attention_ms_per_1000_context_tokens=curves.draft_attention * 1e6,
-        step_overhead_ms=curves.overhead * 1e3,
-        residual_cv=0.05,
-        baseline_ms_per_token=curves.verify[1] * 1e3,
-    )
-    plain = make_policy("continuous", Constants(verify_rows=1, draft_rows=0))
-    engine = assemble_engine(models, sizes, plain, profile, clock=WallClock(), executor=executor, prefix_caching=False)
-    baseline = measure_baseline(engine, models.target.config.vocab_size, min(64, sizes.length // 2), min(32, sizes.length // 4))
-    progress(f"baseline: {baseline * 1e3:.1f} ms per token")
-    return replace(profile, baseline_ms_per_token=baseline * 1e3)
-
-
-def measure_baseline(engine: Engine, vocab_size: int, prompt: int, output: int, repeats: int = 3) -> float:
-    """TPOT in seconds of one request alone on an engine that does not speculate; the median of some repeats."""
-    found = []
-    draw = random.Random(0)
-    for repeat in range(repeats + 1):
-        request = Request(
-            id=f"baseline-{repeat}",
-            prompt=tuple(draw.choices(range(vocab_size), k=prompt)),
-            sampling=SamplingParams(max_tokens=output, temperature=0.0),
-            targets=Targets(),
-            seed=0,
-            arrived=engine.clock.now(),
-        )
-        engine.add(request)
-        while (report := engine.step()) is not None:
-            found += [u.result.tpot for u in report.updates if u.result is not None and u.result.tpot is not None]
-    return median(found[1:])
 
 
 @dataclass(frozen=True)
@@ -204,6 +78,10 @@ class Parts:
             executor=self.executor,
             prefix_caching=self.config.prefix_caching,
         )
+
+    def with_config(self, config: EngineConfig) -> "Parts":
+        """The same parts under another config, of which only what concerns the policy takes effect."""
+        return replace(self, config=config)
 
     def policy(self, name: str | None = None, constants: Constants | None = None) -> Policy:
         """Make the named policy, or the config's, with the config's overrides and the machine's constants."""
@@ -284,9 +162,7 @@ def _draft_source(config: EngineConfig, source: ModelSource) -> ModelSource | st
 def _sizes(config: EngineConfig, models: Models) -> Sizes:
     """Slots, pages and the longest sequence, from what is asked for and what the memory holds."""
     token_bytes = sum(
-        KVPool.row_bytes(
-            layers=m.config.layers, heads=m.config.kv_heads, head_dim=m.config.head_dim, dtype=m.dtype
-        )
+        KVPool.row_bytes(layers=m.config.layers, heads=m.config.kv_heads, head_dim=m.config.head_dim, dtype=m.dtype)
         for m in (models.target, models.draft)
         if m is not None
     )

@@ -53,9 +53,7 @@ class LLM:
     progress: hears a line per stage of loading. Raises ModelNotFound, InvalidModel or InvalidConfig.
     """
 
-    def __init__(
-        self, model: str = "demo", *, progress: Callable[[str], None] = lambda line: None, **options: object
-    ) -> None:
+    def __init__(self, model: str = "demo", *, progress: Callable[[str], None] = lambda line: None, **options: object) -> None:
         config = EngineConfig(model=model, **options)  # type: ignore[arg-type]
         self.built = build_engine(config, progress)
         self._ids = itertools.count()
@@ -103,10 +101,10 @@ class LLM:
             raise InvalidRequest("the prompt has no tokens", "prompt")
         if min(ids) < 0 or max(ids) >= self.built.vocab_size:
             raise InvalidRequest(f"token ids must be between 0 and {self.built.vocab_size - 1}", "prompt")
-        if len(ids) + params.max_tokens > self.built.max_model_len:
+        context = self.built.max_model_len
+        if len(ids) + params.max_tokens > context:
             raise PromptTooLong(
-                f"the prompt's {len(ids)} tokens and max_tokens {params.max_tokens} exceed the context of {self.built.max_model_len}",
-                "prompt",
+                f"the prompt's {len(ids)} tokens and max_tokens {params.max_tokens} exceed the context of {context}", "prompt"
             )
         seed = self._seeds.getrandbits(63) if params.seed is None else params.seed % 2**64
         number = next(self._ids)
@@ -184,9 +182,7 @@ class _Writer:
             self._take(self._decoder.finish())
         if not self.stopped:
             self._text += self._finder.flush()
-        return Completion(
-            self._text, tuple(self._tokens), tuple(self._logprobs), "stop" if self.stopped else reason, result
-        )
+        return Completion(self._text, tuple(self._tokens), tuple(self._logprobs), "stop" if self.stopped else reason, result)
 
     def _take(self, piece: str) -> None:
         if len(self._tokens) <= self._floor and self._floor:

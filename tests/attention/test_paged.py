@@ -59,7 +59,9 @@ def chunk(rows: int, before: int, pool: torch.dtype, heads: int = 9) -> tuple[Te
     """A prompt chunk of one request behind `before` known tokens: causal by position."""
     draw = torch.Generator().manual_seed(rows)
     prefix = before + 1 + torch.arange(rows)
-    batch, pool_rows = make_batch([0, rows], [1], prefix, torch.zeros_like(prefix), page_size=16, longest=before + rows, draw=draw)
+    batch, pool_rows = make_batch(
+        [0, rows], [1], prefix, torch.zeros_like(prefix), page_size=16, longest=before + rows, draw=draw
+    )
     keys, values = (torch.randn(pool_rows, 3, 64, generator=draw).to(pool) for _ in range(2))
     return torch.randn(rows, heads, 64, generator=draw), keys, values, batch
 
@@ -90,7 +92,9 @@ def test_a_row_of_a_chunk_does_not_depend_on_its_batch_mates(rows: int, before: 
         assert torch.equal(alone[0], together[row])
 
 
-@given(prefix=st.integers(0, 100), path=st.lists(st.integers(0, 62), min_size=1, max_size=9, unique=True), seed=st.integers(0, 99))
+@given(
+    prefix=st.integers(0, 100), path=st.lists(st.integers(0, 62), min_size=1, max_size=9, unique=True), seed=st.integers(0, 99)
+)
 def test_a_key_counts_the_same_in_a_page_and_in_the_tail(prefix: int, path: list[int], seed: int):
     """What verification saw in the tail, plain decoding sees in a page, bit for bit: speculation changes nothing."""
     draw = torch.Generator().manual_seed(seed)

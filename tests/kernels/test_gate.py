@@ -5,7 +5,9 @@ from hypothesis import strategies as st
 from adaserve.kernels.gate import silu_mul, silu_mul_reference
 
 
-@given(rows=st.integers(0, 70), width=st.integers(1, 200), scale=st.sampled_from([0.1, 1.0, 30.0, 200.0]), seed=st.integers(0, 99))
+@given(
+    rows=st.integers(0, 70), width=st.integers(1, 200), scale=st.sampled_from([0.1, 1.0, 30.0, 200.0]), seed=st.integers(0, 99)
+)
 def test_native_equals_its_twin(rows: int, width: int, scale: float, seed: int):
     gate_up = torch.randn(rows, 2 * width, generator=torch.Generator().manual_seed(seed)) * scale
     expected = silu_mul_reference(gate_up.double()).float()

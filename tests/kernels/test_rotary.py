@@ -65,7 +65,9 @@ def test_rotation_keeps_inner_products_of_equal_distance():
     for q_at, k_at in ((5, 2), (35, 32)):
         keys = torch.zeros(2, 1, 8)
         qkv = row.repeat(2, 1)
-        q = rotate_and_store(qkv, table, torch.tensor([q_at, k_at]), torch.tensor([0, 1]), keys, torch.zeros(2, 1, 8), None, None, 0.0)
+        q = rotate_and_store(
+            qkv, table, torch.tensor([q_at, k_at]), torch.tensor([0, 1]), keys, torch.zeros(2, 1, 8), None, None, 0.0
+        )
         products.append((q[0, 0] @ keys[1, 0]).item())
     assert products[0] == pytest.approx(products[1], abs=1e-4)
 

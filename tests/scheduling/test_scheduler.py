@@ -5,6 +5,7 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.engines import PROFILE
 
 from adaserve.latency import LatencyModel
 from adaserve.pages import PagePool
@@ -15,7 +16,6 @@ from adaserve.request import FinishReason, Request, RequestState, SamplingParams
 from adaserve.scheduling.need import need
 from adaserve.scheduling.scheduler import READY_LAG, Drafting, Scheduler
 from adaserve.step import Drafted, PhaseTimes, StepOutcome, StepPlan, StepShape
-from tests.engines import PROFILE
 
 
 def request(name: str, prompt: int, output: int = 8, tpot: float | None = None, stem: int = 0) -> Request:
@@ -45,9 +45,7 @@ def outcome(plan: StepPlan, gained: int = 1) -> StepOutcome:
     )
 
 
-@given(
-    elapsed=st.floats(0, 100), step=st.floats(0.001, 1), tpot=st.floats(0.001, 1), produced=st.integers(1, 200)
-)
+@given(elapsed=st.floats(0, 100), step=st.floats(0.001, 1), tpot=st.floats(0.001, 1), produced=st.integers(1, 200))
 def test_meeting_the_need_meets_the_target(elapsed: float, step: float, tpot: float, produced: int) -> None:
     """Gaining A_i tokens puts the request exactly on target, by the very definition of TPOT (paper, section 3)."""
     state = RequestState(request("a", 3, tpot=tpot), [1, 2, 3, *[7] * produced], decoding_since=5.0)
@@ -141,16 +139,19 @@ def test_cancel_frees_everything() -> None:
     assert made.plan(0.2) is None
 
 
-@given(n=st.integers(0, 100), constants=st.builds(
-    Constants,
-    verify_rows=st.integers(1, 512),
-    draft_rows=st.integers(0, 128),
-    depth_offset=st.integers(0, 8),
-    width_offset=st.integers(0, 3),
-    depth_min=st.integers(0, 2),
-    depth_max=st.integers(2, 40),
-    width_max=st.integers(1, 40),
-))
+@given(
+    n=st.integers(0, 100),
+    constants=st.builds(
+        Constants,
+        verify_rows=st.integers(1, 512),
+        draft_rows=st.integers(0, 128),
+        depth_offset=st.integers(0, 8),
+        width_offset=st.integers(0, 3),
+        depth_min=st.integers(0, 2),
+        depth_max=st.integers(2, 40),
+        width_max=st.integers(1, 40),
+    ),
+)
 def test_depth_and_width_follow_equations_8_and_9(n: int, constants: Constants) -> None:
     """Within their bounds, falling with the number of requests, and never more nodes than an ancestor mask has bits."""
     share = AdaptiveScheduling(constants).share(Demand(n, 0))

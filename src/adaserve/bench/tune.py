@@ -1,7 +1,7 @@
 """The grid search for a policy's constants (the paper's B1, B2, c1, c2 and n_max) on a real engine.
 
-Successive halving: all candidates replay a short piece of the workload, the better half a piece twice as long, and so on until one
-is left. A candidate's score is the share of requests that attain their SLO, goodput breaks ties. Candidates of one round see
+Successive halving: all candidates replay a short piece of the workload, the better half a piece twice as long, and so on until
+one is left. A candidate's score is the share of requests that attain their SLO, goodput breaks ties. Candidates of one round see
 the same requests, so they differ in nothing but the constants; the machine's drift is spread by alternating their order.
 """
 
@@ -10,12 +10,12 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from adaserve.bench.replay import Replay, replay
 from adaserve.engine import Engine
 from adaserve.latency import Profile
 from adaserve.metrics import summarize
 from adaserve.policy.adaptive import Constants
 from adaserve.request import Request
-from adaserve.bench.replay import Replay, replay
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,8 @@ def grid(base: Constants, profile: Profile) -> list[Constants]:
     Budgets are rows at which the target's pass costs up to 1.5, 2, 3, 4 and 6 times a one-row pass.
     """
     one = next(iter(profile.verify_ms_by_rows.values()))
-    budgets = sorted(
-        {max((rows for rows, cost in profile.verify_ms_by_rows.items() if cost <= stretch * one), default=1) for stretch in (1.5, 2, 3, 4, 6)}
-    )
+    curve = profile.verify_ms_by_rows.items()
+    budgets = sorted({max(rows for rows, cost in curve if cost <= stretch * one) for stretch in (1.5, 2, 3, 4, 6)})
     found = [base]
     for rows, draft_rows, c1, (depth, width), n_max, prompt_rows in itertools.product(
         budgets, (0, 4, 8, 16), (0, 2, 4), ((1, 1), (2, 1), (2, 2), (3, 1), (3, 2), (4, 1)), (1, 2, 4, 8), (8, 16, 32, 64)

@@ -32,9 +32,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_engine_options(parser)
     parser.add_argument("--out", metavar="FILE", default="tuning.json", help="where the constants go (default: %(default)s)")
     parser.add_argument("--candidates", type=int, default=24, metavar="N", help="settings to try (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=8.0, metavar="S", help="length of the first replay (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=8.0, metavar="S", help="length of a first replay (default: %(default)s)")
     parser.add_argument(
-        "--rate", type=float, metavar="R", help=f"requests per second (default: as many as keep {RUNNING:g} running under `continuous`)"
+        "--rate",
+        type=float,
+        metavar="R",
+        help=f"requests per second (default: as many as keep {RUNNING:g} running under `continuous`)",
     )
 
 
@@ -65,7 +68,8 @@ def run(args: argparse.Namespace) -> int:
 
     def show(trial: Trial, left: int) -> None:
         score = trial.score
-        tell(f"round {trial.round + 1} of {left:2}: attainment {score.attainment:6.1%}, {score.goodput:6.1f} tokens/s  {brief(trial.constants)}")
+        found = f"attainment {score.attainment:6.1%}, {score.goodput:6.1f} tokens/s"
+        tell(f"round {trial.round + 1}, {left:2} left: {found}  {brief(trial.constants)}")
 
     best, trials = halving(
         candidates,

@@ -10,7 +10,7 @@ from adaserve.clock import Clock
 from adaserve.models.decoder import Decoder
 from adaserve.runtime.batch import TAIL_ROWS
 from adaserve.runtime.logprobs import token_logprobs
-from adaserve.runtime.sampling import Draws, DrawRows, draw
+from adaserve.runtime.sampling import DrawRows, Draws, draw
 from adaserve.runtime.slots import SlotTable
 from adaserve.runtime.table import SamplingTable
 from adaserve.speculation.drafter import Drafter, Kept
@@ -21,7 +21,7 @@ from adaserve.tree import CandidateTree, DraftTree, edge_prob, pack
 
 @dataclass(frozen=True)
 class Trace:
-    """What verification leaves for commit: the packed trees, the draws of all rows (trees first, then drawing chunks), the clock."""
+    """What verification leaves for commit; draws and logits have the trees' rows first, then those of drawing chunks."""
 
     candidates: CandidateTree
     tree: DraftTree
@@ -37,9 +37,7 @@ class DeviceExecutor:
     slots: most requests at once; length: longest sequence. drafter None: nothing is ever proposed.
     """
 
-    def __init__(
-        self, *, target: Decoder, pool: KVPool, drafter: Drafter | None, slots: int, length: int, clock: Clock
-    ) -> None:
+    def __init__(self, *, target: Decoder, pool: KVPool, drafter: Drafter | None, slots: int, length: int, clock: Clock) -> None:
         self._target = target
         self._pool = pool
         self._drafter = drafter
@@ -64,7 +62,7 @@ class DeviceExecutor:
 
     @torch.inference_mode()
     def verify(self, plan: StepPlan, candidates: CandidateTree, chosen: Tensor) -> Verdict:
-        """One pass of the target over the chosen nodes, the roots and the prompt chunks; draws a token at every row of the trees."""
+        """One pass of the target over roots, chosen nodes and prompt chunks; draws a token at every row of the trees."""
         started = self._clock.now()
         table, device = self._table, self._table.device
         slot = torch.tensor(plan.decoding, dtype=torch.int64, device=device)  # [n]
@@ -99,9 +97,7 @@ class DeviceExecutor:
         )
         drawing = [c for c in plan.chunks if c.draws]
         first = trace.draws.token[tree.rows :]  # [C]
-        tokens = tuple(
-            tuple(row[:length]) for row, length in zip(verdict.tokens.tolist(), verdict.length.tolist(), strict=True)
-        )
+        tokens = tuple(tuple(row[:length]) for row, length in zip(verdict.tokens.tolist(), verdict.length.tolist(), strict=True))
         first_tokens = tuple(first.tolist())
         drafted = _drafted(trace.candidates, tree, verdict.accepted)
         if self._drafter is not None:

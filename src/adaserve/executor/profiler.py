@@ -1,7 +1,7 @@
 """Measures the step-time curves of an executor: what a Profile is made of.
 
-Every point is a real pass of the real executor on synthetic requests: random known tokens, random trees. The host's part of a step
-and the draw are inside the measured phases, as they are when serving.
+Every point is a real pass of the real executor on synthetic requests: random known tokens, random trees. The host's part of a
+step and the draw are inside the measured phases, as they are when serving.
 """
 
 import random

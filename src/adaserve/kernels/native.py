@@ -30,7 +30,11 @@ _CREW = "crew"
 
 _log = logging.getLogger(__name__)
 
-_ARGUMENT = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "d": ctypes.c_double}
+_ARGUMENT: dict[str, type[ctypes.c_void_p | ctypes.c_int64 | ctypes.c_double]] = {
+    "p": ctypes.c_void_p,
+    "i": ctypes.c_int64,
+    "d": ctypes.c_double,
+}
 
 Function = Callable[..., None]
 """A C function: pointers as integers (`Tensor.data_ptr()`), int64 and float64 arguments, nothing returned."""
@@ -153,10 +157,19 @@ def function(name: str, symbol: str, signature: str) -> Function | None:
 
 def fits(*tensors: torch.Tensor) -> bool:
     """Whether a native kernel takes these tensors: float32, on the CPU, without gaps."""
-    for tensor in tensors:
+    for tensor in tensors:  # noqa: SIM110 - a generator costs as much as a small kernel
         if tensor.dtype is not torch.float32 or not tensor.is_cpu or not tensor.is_contiguous():
             return False
     return True
+
+
+def empty_huge(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    """An uninitialised CPU tensor on huge pages where the system has them: page walks cost a tenth of a model pass."""
+    tensor = torch.empty(*shape, dtype=dtype)
+    advise = function("linear", "advise_huge", "pi")
+    if advise is not None:
+        advise(tensor.data_ptr(), tensor.nbytes)
+    return tensor
 
 
 def native_status() -> str:

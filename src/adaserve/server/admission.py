@@ -10,7 +10,7 @@ from adaserve.request import Request, SamplingParams
 from adaserve.server.limits import Limits
 from adaserve.server.messages import Ready
 from adaserve.server.problems import Kind, Problem
-from adaserve.server.schema import ChatBody, CompletionBody, GenerationBody, SLOBody
+from adaserve.server.schema import ChatBody, CompletionBody, GenerationBody, MessageBody, SLOBody
 from adaserve.server.slo import SLOBook
 
 DEFAULT_COMPLETION_TOKENS = 16
@@ -44,10 +44,15 @@ class Door:
             raise InvalidRequest("give either max_tokens or max_completion_tokens, not both", "max_tokens")
         if body.top_logprobs is not None and not body.logprobs:
             raise InvalidRequest("top_logprobs needs logprobs to be true", "top_logprobs")
-        prompt = self.tokenizer.chat([{"role": message.role, "content": message.text} for message in body.messages])
+        prompt = self.conversation(body.messages)
         most = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         return self._requests(body, [prompt], caller, most, None, logprobs, "messages")
+
+    def conversation(self, messages: Sequence[MessageBody]) -> list[int]:
+        """Tokenise a conversation. OpenAI's developer messages are what templates call system messages."""
+        roles = {"developer": "system"}
+        return self.tokenizer.chat([{"role": roles.get(item.role, item.role), "content": item.text} for item in messages])
 
     def completion(self, body: CompletionBody, caller: Caller) -> list[Request]:
         """Make the requests of a text completion: its prompts in order, the choices of each beside one another."""

@@ -211,7 +211,7 @@ def _add_tokenizing(app: FastAPI, service: Service) -> None:
 
         def work() -> list[int]:
             if body.messages is not None:
-                return door.tokenizer.chat([{"role": item.role, "content": item.text} for item in body.messages])
+                return door.conversation(body.messages)
             return door.tokenizer.encode(body.prompt or "", body.add_special_tokens is not False)
 
         ids = await in_thread_if_big(request, work)

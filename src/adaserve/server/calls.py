@@ -9,13 +9,13 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from adaserve.errors import AdaServeError, EngineFailed
+from adaserve.errors import AdaServeError
 from adaserve.server.answers import Answer, Json
 from adaserve.server.choice import Piece
 from adaserve.server.engine_link import EngineLink
 from adaserve.server.limits import ABORT
 from adaserve.server.monitor import Monitor
-from adaserve.server.problems import problem_of
+from adaserve.server.problems import RequestFailed, problem_of
 from adaserve.server.streams import SlowReader, Stream
 
 logger = logging.getLogger("adaserve.server")
@@ -23,10 +23,6 @@ logger = logging.getLogger("adaserve.server")
 DONE = b"data: [DONE]\n\n"
 LAST_WORDS = 1.0
 """Seconds that a broken stream's error may take to reach a client that may not be reading."""
-
-
-class RequestFailed(EngineFailed):
-    """The engine gave up on one request; the others live on."""
 
 
 class Call:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import shutil
 import sys
 import tempfile
@@ -29,6 +30,8 @@ from adaserve.server.messages import (
     TokenNews,
 )
 from adaserve.server.streams import Stream
+
+logger = logging.getLogger("adaserve.server")
 
 CONNECT_TIMEOUT = 60.0
 """Seconds that a fresh interpreter may take to connect."""
@@ -214,6 +217,9 @@ class EngineLink:
             self._fail(EngineFailed("the engine process died"))
         except EngineFailed as error:
             self._fail(error)
+        except Exception:
+            logger.exception("unforeseen error while reading the engine's news")
+            self._fail(EngineFailed("the engine's news could not be read"))
 
     def _take(self, message: Message) -> None:
         if isinstance(message, StepNews):

@@ -4,6 +4,7 @@ One registry per server; nothing is registered globally.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -16,6 +17,15 @@ TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15,
 LATENCY_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300)
 STEP_BUCKETS = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1)
 ACCEPTED_BUCKETS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
+
+
+@dataclass(frozen=True)
+class ClassMeters:
+    """The series of one SLO class that change in every step."""
+
+    accepted: Histogram
+    for_slo: Counter
+    for_throughput: Counter
 
 
 class Monitor:
@@ -91,15 +101,14 @@ class Monitor:
         self.refused = Counter("adaserve:requests_refused", "Calls refused because the queue was full.", registry=registry)
         for reason in (FinishReason.STOP, FinishReason.LENGTH):
             self.success.labels(model, reason.value)
-        for name in (*classes, NO_CLASS):
-            self._touch(name)
+        # Looking a label up costs more than counting, and this happens for every request in every step.
+        self._meters = {name: self._meters_of(name) for name in (*classes, NO_CLASS)}
 
-    def _touch(self, name: str) -> None:
+    def _meters_of(self, name: str) -> "ClassMeters":
         for outcome in ("attained", "missed", "cancelled", "no_target"):
             self.slo_requests.labels(name, outcome)
-        for phase in ("slo", "throughput"):
-            self.selected.labels(name, phase)
-        self.accepted_per_step.labels(name)
+        selected = self.selected
+        return ClassMeters(self.accepted_per_step.labels(name), selected.labels(name, "slo"), selected.labels(name, "throughput"))
 
     def step(self, stats: StatsNews) -> None:
         """Take in the engine's state after a step."""
@@ -115,7 +124,6 @@ class Monitor:
 
     def news(self, request: Request, at: float, news: TokenNews) -> None:
         """Take in what a step brought a request at time `at`."""
-        name = request.slo_class or NO_CLASS
         self.generation_tokens.inc(len(news.tokens))
         if news.tokens:
             before = self._delivered.get(request.id)
@@ -125,14 +133,14 @@ class Monitor:
                 self.inter_token.observe(at - before)
             self._delivered[request.id] = at
         if news.verified:
-            accepted = len(news.tokens) - 1
-            self.accepted_per_step.labels(name).observe(len(news.tokens))
+            meters = self._meters[request.slo_class or NO_CLASS]
+            meters.accepted.observe(len(news.tokens))
             if news.drafted:
                 self.drafts.inc()
                 self.draft_tokens.inc(news.drafted)
-                self.accepted_tokens.inc(max(0, accepted))
-                self.selected.labels(name, "slo").inc(news.slo_drafted)
-                self.selected.labels(name, "throughput").inc(news.drafted - news.slo_drafted)
+                self.accepted_tokens.inc(max(0, len(news.tokens) - 1))
+                meters.for_slo.inc(news.slo_drafted)
+                meters.for_throughput.inc(max(0, news.drafted - news.slo_drafted))
         if news.finish is not None:
             self._delivered.pop(request.id, None)
 
@@ -163,6 +171,7 @@ class Monitor:
         """The engine died: nothing runs and nothing waits."""
         for gauge in (self.running, self.waiting, self.kv_usage):
             gauge.set(0)
+        self._delivered.clear()
 
     def text(self) -> bytes:
         """All metrics in Prometheus's text format."""

@@ -25,6 +25,7 @@ class Kind(Enum):
     LOADING = (503, "service_unavailable", "loading")
     STOPPING = (503, "service_unavailable", "shutting_down")
     FAILED = (503, "service_unavailable", "engine_failed")
+    ABANDONED = (503, "service_unavailable", "request_failed")
     INTERNAL = (503, "service_unavailable", "internal_error")
 
 
@@ -61,6 +62,10 @@ class Problem(Exception):
         return headers
 
 
+class RequestFailed(EngineFailed):
+    """The engine gave up on one request; the others live on."""
+
+
 class Stopping(EngineFailed):
     """The server is shutting down, and its grace time has run out."""
 
@@ -75,6 +80,8 @@ def problem_of(error: AdaServeError) -> Problem:
         return Problem(Kind.OVERLOADED, str(error), retry_after=error.retry_after)
     if isinstance(error, ModelNotFound):
         return Problem(Kind.NO_MODEL, str(error), "model")
+    if isinstance(error, RequestFailed):
+        return Problem(Kind.ABANDONED, str(error))
     if isinstance(error, Stopping):
         return Problem(Kind.STOPPING, str(error), retry_after=5)
     return Problem(Kind.FAILED, "the engine failed; this server is going to restart", retry_after=5)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from adaserve.clock import Clock
-from adaserve.errors import Overloaded
+from adaserve.errors import InvalidRequest, Overloaded
 from adaserve.models.tokenizer import Tokenizer
 from adaserve.request import Request
 from adaserve.server.admission import Door
@@ -90,8 +90,11 @@ class Service:
         return self._door
 
     def check_room(self, requests: int) -> None:
-        """Raise Overloaded when the engine and its queue cannot take so many more requests."""
-        room = self.config.running + self.config.waiting - self.link.outstanding
+        """Raise Overloaded when the engine and its queue cannot take so many more requests now, InvalidRequest if never."""
+        most = self.config.running + self.config.waiting
+        if requests > most:
+            raise InvalidRequest(f"the call asks for {requests} sequences; this server holds {most}", "n")
+        room = most - self.link.outstanding
         if requests > room:
             self.monitor.refused.inc()
             # Rough, but honest in its trend: a slot's worth of waiting requests takes about a mean request's time.
