@@ -18,11 +18,15 @@ from adaserve.speculation.ngram import NgramDrafter
 
 @dataclass(frozen=True)
 class Models:
-    """What an engine computes with: the target, and what drafts for it (a decoder, prompt look-up, or nothing)."""
+    """What an engine computes with: the target, and what drafts for it (a decoder, prompt look-up, or nothing).
+
+    draft_vocabulary: how many tokens, from the first on, the draft model may propose; None for all.
+    """
 
     target: Decoder
     draft: Decoder | None = None
     lookup: bool = False
+    draft_vocabulary: int | None = None
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ def make_executor(models: Models, sizes: Sizes, clock: Clock) -> DeviceExecutor:
     pages = {"pages": sizes.pages, "page_size": sizes.page_size, "slots": sizes.slots}
     drafter: Drafter | None = None
     if models.draft is not None:
-        drafter = ModelDrafter(models.draft, models.draft.new_pool(**pages), sizes.slots)
+        drafter = ModelDrafter(models.draft, models.draft.new_pool(**pages), sizes.slots, models.draft_vocabulary)
     elif models.lookup:
         drafter = LookupDrafter(NgramDrafter())
     return DeviceExecutor(

@@ -14,6 +14,7 @@ class EngineConfig:
 
     model: folder or hub id in Hugging Face layout, a .gguf file, or a known name such as `demo`.
     draft: a model like `model`, `ngram`, `none`, or None for the model's own known draft (the demo has one), else none.
+    draft_vocabulary: how many tokens, from the first on, a draft model may propose; 0 for all, None for what suits the device.
     dtype: type of the weights; `auto` is bfloat16. On a CPU activations and logits are float32 beside bfloat16 weights.
     policy: a name from adaserve.policy.
     max_model_len: most tokens of prompt and output together; None for what the model and the cache can hold.
@@ -32,6 +33,7 @@ class EngineConfig:
 
     model: str = "demo"
     draft: str | None = None
+    draft_vocabulary: int | None = None
     dtype: str = "auto"
     device: str = "auto"
     policy: str = "adaserve"
@@ -63,6 +65,10 @@ class EngineConfig:
         for name in ("max_model_len", "kv_tokens", "chunk_rows", "budget", "width", "threads"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name} must be at least 1, got {value}")
+        vocabulary = self.draft_vocabulary or 0
+        require(
+            vocabulary >= 0 and vocabulary % 16 == 0, f"draft_vocabulary must be a multiple of 16, got {self.draft_vocabulary}"
+        )
         require(self.depth is None or 0 <= self.depth <= 63, f"depth must be between 0 and 63, got {self.depth}")
         require(
             (self.depth or 0) * (self.width or 1) <= 63,

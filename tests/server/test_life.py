@@ -139,30 +139,37 @@ def test_a_full_queue_refuses_at_once_and_recovers(small: Server) -> None:
     assert small.http.post("/v1/completions", json=LONG | {"n": 5}).status_code == 400, "it could never be taken"
 
 
-def test_sigterm_lets_running_answers_finish(small: Server) -> None:
-    finished: list[str] = []
+def test_sigterm_lets_running_answers_finish_and_a_second_one_ends_them(small: Server) -> None:
+    short, long = [], []
 
-    async def read() -> None:
+    async def read(tokens: int, lines: list[str]) -> None:
         async with httpx.AsyncClient(base_url=small.url, timeout=60, trust_env=False) as http:
-            body = LONG | {"max_tokens": 150, "stream": True}
+            body = LONG | {"max_tokens": tokens, "stream": True}
             async with http.stream("POST", "/v1/completions", json=body) as answer:
                 async for line in answer.aiter_lines():
                     if line.startswith("data: "):
-                        finished.append(line)
+                        lines.append(line.removeprefix("data: "))
 
-    reader = threading.Thread(target=lambda: asyncio.run(read()))
-    reader.start()
-    wait_for(lambda: len(finished) > 3)
+    readers = [
+        threading.Thread(target=lambda: asyncio.run(read(500, long))),
+        threading.Thread(target=lambda: asyncio.run(read(60, short))),
+    ]
+    for reader in readers:
+        reader.start()
+    wait_for(lambda: len(short) > 3 and len(long) > 3)
     small.process.send_signal(signal.SIGTERM)
-    wait_for(lambda: "stopping: 1 requests" in small.words())
-    with contextlib.suppress(httpx.TransportError):
-        refused = small.http.post("/v1/completions", json=LONG)
-        assert refused.status_code == 503 and refused.json()["error"]["code"] == "shutting_down"
-        assert small.http.get("/health").status_code == 200
-        assert small.http.get("/ready").status_code == 503
-    reader.join(30)
-    assert finished[-1] == "data: [DONE]"
-    assert json.loads(finished[-2].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
+    wait_for(lambda: "stopping: 2 requests" in small.words())
+    refused = small.http.post("/v1/completions", json=LONG)
+    assert refused.status_code == 503 and refused.json()["error"]["code"] == "shutting_down"
+    assert small.http.get("/health").status_code == 200
+    assert small.http.get("/ready").status_code == 503
+    readers[1].join(30)
+    assert short[-1] == "[DONE]"
+    assert json.loads(short[-2])["choices"][0]["finish_reason"] == "length"
+    small.process.send_signal(signal.SIGTERM)
+    readers[0].join(30)
+    assert long[-1] == "[DONE]"
+    assert json.loads(long[-2])["error"]["code"] == "shutting_down"
     assert small.process.wait(20) == 0
 
 

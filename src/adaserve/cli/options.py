@@ -37,6 +37,9 @@ def add_engine_options(parser: argparse.ArgumentParser, model: bool = True) -> N
         )
     group = parser.add_argument_group("engine")
     group.add_argument("--draft", metavar="MODEL|ngram|none", help="draft model (default: the model's own, if it has one)")
+    group.add_argument(
+        "--draft-vocabulary", type=auto_or(0), metavar="auto|N", help="propose only the first N tokens; 0 for all of them"
+    )
     group.add_argument("--policy", default=DEFAULTS.policy, help="who gets how much of each step (default: %(default)s)")
     group.add_argument("--budget", type=auto_or(1), metavar="auto|N", help="rows of a verification pass")
     group.add_argument("--depth", type=auto_or(0), metavar="auto|N", help="draft steps; 0 is plain decoding")
@@ -70,6 +73,7 @@ def engine_config(args: argparse.Namespace, max_queue: int = DEFAULTS.max_queue)
     return EngineConfig(
         model=args.model,
         draft=args.draft,
+        draft_vocabulary=args.draft_vocabulary,
         dtype=args.dtype,
         device=args.device,
         policy=args.policy,

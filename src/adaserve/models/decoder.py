@@ -100,10 +100,10 @@ class Decoder:
             x, residual = add_rms_norm(layer.down(silu_mul(layer.gate_up(x))), residual, next_norm, eps)
         return x
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, vocabulary: int | None = None) -> Tensor:
         """Scores of every token after each of the given hidden states, e.g. some rows of what `forward` returned.
 
-        hidden [R, hidden] -> [R, V], float64 for a float64 model, float32 otherwise.
+        hidden [R, hidden] -> [R, V], float64 for a float64 model, float32 otherwise. vocabulary: only the first so many tokens.
         """
-        scores = self.head(hidden)  # [R, V]
+        scores = self.head(hidden) if vocabulary is None else self.head.first(hidden, vocabulary)  # [R, V]
         return scores if scores.dtype == torch.float64 else scores.float()

@@ -24,11 +24,16 @@ from adaserve.tree import CandidateTree
 
 
 class ModelDrafter:
-    """Drafts with a decoder and a KV pool of its own; the pool's pages carry the same numbers as the target's."""
+    """Drafts with a decoder and a KV pool of its own; the pool's pages carry the same numbers as the target's.
 
-    def __init__(self, decoder: Decoder, pool: KVPool, slots: int) -> None:
+    vocabulary: only the first so many tokens are ever proposed (a multiple of 16), None for all. Tokenizers number their tokens in the
+    order in which they were merged, about that of frequency, and a small draft spends most of a pass in its head.
+    """
+
+    def __init__(self, decoder: Decoder, pool: KVPool, slots: int, vocabulary: int | None = None) -> None:
         self._decoder = decoder
         self._pool = pool
+        self._vocabulary = vocabulary
         self._inverse_temperature = torch.ones(slots, dtype=torch.float64, device=decoder.device)  # [slots]
 
     def place(self, placement: Placement) -> None:
@@ -81,7 +86,7 @@ class ModelDrafter:
         """The w likeliest next tokens of every row [a * r, hidden] with log-probabilities: [a, r, w] each."""
         a = slot.shape[0]
         scale = self._inverse_temperature[slot].repeat_interleave(hidden.shape[0] // a)  # [a * r]
-        logits = self._decoder.logits(hidden)  # [a * r, V]
+        logits = self._decoder.logits(hidden, self._vocabulary)  # [a * r, V]
         token, log_prob = top_tokens(logits, scale, min(width, logits.shape[1]))
         return token.view(a, -1, token.shape[1]), log_prob.view(a, -1, token.shape[1])
 
