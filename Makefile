@@ -17,6 +17,7 @@ PIP := $(PINS) $(BIN)/python -m pip install --quiet --progress-bar off
 
 .PHONY: help install demo test unit e2e lint types check format clean
 .DELETE_ON_ERROR:
+.NOTPARALLEL:
 
 help:
 	@echo "make demo     set up, serve the demo pair, send a minute of mixed requests under three policies, print a table"

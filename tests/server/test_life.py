@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import struct
@@ -58,6 +59,29 @@ def test_a_disconnect_frees_everything(server: Server, stream: bool, reset: bool
     server.wait_idle(5)
     assert server.labelled("vllm:kv_cache_usage_perc") == 0
     assert server.metric('adaserve:slo_requests_total{class="default",outcome="cancelled"}') == cancelled + 8
+
+
+def test_disconnects_at_any_moment_leave_nothing_behind(server: Server) -> None:
+    server.wait_idle()
+    draw = random.Random(4)
+    for number in range(120):
+        body = LONG | {
+            "stream": number % 2 == 0,
+            "max_tokens": draw.choice([1, 3, 500]),
+            "prompt": "fox " * draw.randrange(1, 60),
+        }
+        wire = send(server, body)
+        time.sleep(draw.choice([0, 0, 0.005, 0.02]))
+        if number % 3 == 0:
+            wire.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        wire.close()
+    half = socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])))
+    half.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 900\r\n\r\n{")
+    half.close()
+    assert server.http.post("/v1/completions", json=LONG | {"max_tokens": 2}).status_code == 200
+    server.wait_idle(10)
+    assert server.labelled("vllm:kv_cache_usage_perc") == 0
+    assert "unforeseen" not in server.words() and "Traceback" not in server.words()
 
 
 def test_a_slow_reader_is_cut_off(server: Server) -> None:
@@ -118,9 +142,7 @@ def small(options: list[str]) -> Iterator[Server]:
     try:
         yield running.wait_until_ready()
     finally:
-        if running.process.poll() is None:
-            running.process.kill()
-            running.process.wait()
+        running.stop()
 
 
 def test_a_full_queue_refuses_at_once_and_recovers(small: Server) -> None:

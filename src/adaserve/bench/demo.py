@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import json
 import math
+import shlex
 import signal
 import subprocess
 import sys
@@ -43,7 +44,10 @@ SHOWN_PROMPT = "Explain in a few sentences why the sky looks blue during the day
 
 @dataclass(frozen=True)
 class Options:
-    """What to run. rate: requests per second, None to find it by a pilot. cv: burstiness of arrivals, 1 is Poisson."""
+    """What to run. rate: requests per second, None to find it by a pilot. cv: burstiness of arrivals, 1 is Poisson.
+
+    serve: further options of every `adaserve serve`.
+    """
 
     policies: tuple[str, ...]
     duration: float
@@ -52,6 +56,7 @@ class Options:
     seed: int
     cv: float
     as_json: bool
+    serve: tuple[str, ...] = ()
 
 
 class Stopped(Exception):
@@ -108,7 +113,7 @@ class Demo:
     @asynccontextmanager
     async def _serving(self, policy: str, label: str) -> AsyncIterator[tuple[Client, DemoServer]]:
         """A warm server with the workload's SLO classes, and a client for it. Raises Stopped if the demo is stopped meanwhile."""
-        options = ["--policy", policy]
+        options = ["--policy", policy, *self._options.serve]
         for name, slo in self._classes.items():
             options += ["--slo-class", f"{name}=tpot:{slo.tpot_multiple:g}x"]
         started = self._clock.now()
@@ -217,12 +222,13 @@ def parse(arguments: Sequence[str] | None) -> Options:
     parser.add_argument("--repeats", type=int, default=1, help="runs of each policy; tables show medians (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of arrivals and prompts (default: %(default)s)")
     parser.add_argument("--cv", type=_positive, default=1.0, help="burstiness of arrivals, 1 is Poisson (default: %(default)g)")
+    parser.add_argument("--serve", type=shlex.split, default=[], metavar="OPTIONS", help="further options of `adaserve serve`")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout, everything else on stderr")
     given = parser.parse_args(arguments)
     policies = tuple(name.strip() for name in given.policies.split(",") if name.strip())
     if not policies or given.repeats < 1 or given.seed < 0:
         parser.error("there must be at least one policy and one run, and the seed must not be negative")
-    return Options(policies, given.duration, given.rate, given.repeats, given.seed, given.cv, given.json)
+    return Options(policies, given.duration, given.rate, given.repeats, given.seed, given.cv, given.json, tuple(given.serve))
 
 
 def _positive(text: str) -> float:

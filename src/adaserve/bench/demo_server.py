@@ -63,17 +63,11 @@ class DemoServer:
                     raise EngineFailed(f"the server was not ready after {START_LIMIT:g} s: {self._last_words(5)}")
                 with contextlib.suppress(httpx.TransportError):
                     if (await http.get("/ready")).status_code == 200:
-                        return await self._describe(http)
+                        served = (await http.get("/v1/models")).json()["data"][0]
+                        self.model, self.baseline = served["id"], served["baseline_ms"] / 1e3
+                        return
                 progress(self._last_words(1))
                 await asyncio.sleep(0.2)
-
-    async def _describe(self, http: httpx.AsyncClient) -> None:
-        """Ask for the model's name, and for one token at once the baseline, which tells what the baseline is."""
-        models = (await http.get("/v1/models")).json()
-        self.model = models["data"][0]["id"]
-        body = {"model": self.model, "prompt": "Hello", "max_tokens": 1, "slo": {"tpot_multiple": 1}}
-        answer = (await http.post("/v1/completions", json=body, timeout=60.0)).json()
-        self.baseline = answer["metrics"]["slo"]["targets"]["tpot_ms"] / 1e3
 
     def _last_words(self, lines: int) -> str:
         words = self._log.read_text(errors="replace").strip().splitlines()[-lines:]
