@@ -17,7 +17,7 @@ from adaserve.config import EngineConfig
 from adaserve.engine import Engine
 from adaserve.errors import InvalidConfig
 from adaserve.executor.device import DeviceExecutor
-from adaserve.kernels.native import native_status
+from adaserve.kernels.native import native_status, use_threads
 from adaserve.latency import Profile, budget_from
 from adaserve.measure import measure_profile
 from adaserve.models.decoder import Decoder
@@ -98,7 +98,11 @@ def load_parts(config: EngineConfig, progress: Callable[[str], None], *, measure
     """Load the models, size the cache, and profile the machine if it is the first time or `measure` says so."""
     make_policy(config.policy, Constants(verify_rows=1, draft_rows=1))  # a wrong name should fail before the slow part
     device, dtype = _device(config), DTYPES["bfloat16" if config.dtype == "auto" else config.dtype]
-    torch.set_num_threads(config.threads or os.cpu_count() or 1)
+    threads = config.threads or os.cpu_count() or 1
+    if dtype == torch.float64:
+        torch.set_num_threads(threads)  # float64 has no native kernels
+    else:
+        use_threads(threads)
     source = resolve(config.model)
     draft_source = _draft_source(config, source)
     progress(f"loading {source.path}")

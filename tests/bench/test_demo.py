@@ -1,6 +1,6 @@
+import contextlib
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -27,6 +27,7 @@ def test_defaults_are_those_of_make_demo() -> None:
         ["--rate", "-1"],
         ["--rate", "nan"],
         ["--repeats", "0"],
+        ["--running", "0"],
         ["--policies", ","],
         ["--seed", "-1"],
         ["what"],
@@ -39,18 +40,16 @@ def test_senseless_options_are_refused(arguments: list[str], capsys: pytest.Capt
     assert "error" in capsys.readouterr().err
 
 
-def servers_of(text: str) -> list[str]:
-    """Command lines of processes that listen on the ports that a demo's progress lines named."""
-    ports = set(re.findall(r"http://localhost:(\d+)", text))
-    assert ports
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if any(f"--port {port} " in line for port in ports):
-            found.append(line)
+def descendants(process_id: int) -> set[int]:
+    """Ids of a process's children, their children and so on."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    found, fresh = set(), {process_id}
+    while fresh:
+        fresh = {child for child, parent in parents.items() if parent in fresh}
+        found |= fresh
     return found
 
 
@@ -85,11 +84,13 @@ def test_ctrl_c_reports_what_there_is_and_leaves_nothing_behind() -> None:
             line = process.stdout.readline()
             assert line, seen
             seen += line
+        servers = descendants(process.pid)
+        assert len(servers) >= 2  # the HTTP process and the engine
         process.send_signal(signal.SIGINT)
         seen += process.stdout.read()
         assert process.wait(60) == 130
     assert "Stopped early." in seen and "all requests" in seen
-    assert servers_of(seen) == []
+    assert [number for number in servers if Path(f"/proc/{number}").exists()] == []
 
 
 @pytest.mark.e2e

@@ -46,7 +46,7 @@ SHOWN_PROMPT = "Explain in a few sentences why the sky looks blue during the day
 class Options:
     """What to run. rate: requests per second, None to find it by a pilot. cv: burstiness of arrivals, 1 is Poisson.
 
-    serve: further options of every `adaserve serve`.
+    running: how many requests the pilot keeps in flight. serve: further options of every `adaserve serve`.
     """
 
     policies: tuple[str, ...]
@@ -56,6 +56,7 @@ class Options:
     seed: int
     cv: float
     as_json: bool
+    running: int = PILOT_RUNNING
     serve: tuple[str, ...] = ()
 
 
@@ -152,7 +153,7 @@ class Demo:
                 raise AdaServeError(f"the server does not answer: {answer.error}")
 
     async def _pilot(self) -> float:
-        """Find the rate at which `continuous` runs PILOT_RUNNING requests: what it completes per second with that many."""
+        """Find the rate at which `continuous` runs so many requests at once: what it completes per second with that many."""
         label = f"pilot ({PILOT_POLICY})"
         # The same mix as in the runs, in the order of a workload that is long enough for any machine.
         arrivals = generate(DEMO_MIX, 10.0, 100.0, np.random.default_rng([self._options.seed, 999])).arrivals
@@ -160,7 +161,9 @@ class Demo:
             started = self._clock.now()
             ticker = asyncio.create_task(self._tick(label, started))
             try:
-                rate = await self._unless_stopped(closed_loop(client, arrivals, PILOT_RUNNING, PILOT_SECONDS, self._clock))
+                rate = await self._unless_stopped(
+                    closed_loop(client, arrivals, self._options.running, PILOT_SECONDS, self._clock)
+                )
             finally:
                 ticker.cancel()
         self._terminal.say(f"Baseline {server.baseline * 1e3:.1f} ms per token. Load: {rate:.2f} requests/s.")
@@ -169,7 +172,7 @@ class Demo:
     async def _tick(self, label: str, started: float) -> None:
         while True:
             now = self._clock.now()
-            text = f"{label}: which rate keeps {PILOT_RUNNING} requests running?  {bar((now - started) / PILOT_SECONDS)}"
+            text = f"{label}: which rate keeps {self._options.running} requests running?  {bar((now - started) / PILOT_SECONDS)}"
             self._terminal.progress(text, now)
             await asyncio.sleep(0.25)
 
@@ -218,7 +221,13 @@ def parse(arguments: Sequence[str] | None) -> Options:
     parser.add_argument(
         "--duration", type=_positive, default=60.0, help="seconds of requests for each run (default: %(default)g)"
     )
-    parser.add_argument("--rate", type=_positive, help=f"requests per second (default: what keeps {PILOT_RUNNING} running)")
+    parser.add_argument("--rate", type=_positive, help="requests per second (default: found by a pilot)")
+    parser.add_argument(
+        "--running",
+        type=int,
+        default=PILOT_RUNNING,
+        help="without --rate: requests that the pilot keeps running (default: %(default)s)",
+    )
     parser.add_argument("--repeats", type=int, default=1, help="runs of each policy; tables show medians (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of arrivals and prompts (default: %(default)s)")
     parser.add_argument("--cv", type=_positive, default=1.0, help="burstiness of arrivals, 1 is Poisson (default: %(default)g)")
@@ -226,9 +235,11 @@ def parse(arguments: Sequence[str] | None) -> Options:
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout, everything else on stderr")
     given = parser.parse_args(arguments)
     policies = tuple(name.strip() for name in given.policies.split(",") if name.strip())
-    if not policies or given.repeats < 1 or given.seed < 0:
-        parser.error("there must be at least one policy and one run, and the seed must not be negative")
-    return Options(policies, given.duration, given.rate, given.repeats, given.seed, given.cv, given.json, tuple(given.serve))
+    if not policies or given.repeats < 1 or given.running < 1 or given.seed < 0:
+        parser.error("there must be at least one policy, one run and one request running, and the seed must not be negative")
+    return Options(
+        policies, given.duration, given.rate, given.repeats, given.seed, given.cv, given.json, given.running, tuple(given.serve)
+    )
 
 
 def _positive(text: str) -> float:

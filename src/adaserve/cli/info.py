@@ -54,7 +54,7 @@ def devices() -> dict[str, object]:
     """Processors and accelerators, as torch sees them."""
     import torch
 
-    cpu = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    cpu = f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
     found: dict[str, object] = {"cpu": cpu}
     for index in range(torch.cuda.device_count()):
         found[f"cuda:{index}"] = torch.cuda.get_device_name(index)

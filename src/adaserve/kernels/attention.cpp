@@ -19,6 +19,9 @@ constexpr int SCORE_ROWS = 4, VALUE_ROWS = 2;
 #else
 constexpr int SCORE_ROWS = 8, VALUE_ROWS = 6;
 #endif
+constexpr int64_t AHEAD = 8;  // values fetched so long before use
+constexpr int64_t RUN = 64;   // values that all heads take before the next
+constexpr int64_t MANY = 8;   // from so many blocks on, one thread takes all heads of a block
 constexpr int SPAN = 4;  // vectors of a value row at once
 
 struct Block {
@@ -168,16 +171,15 @@ static float exponentials(float* score, int64_t n) {
 // ---- values: out[r] += sum over i of weight[r][i] * value[i], in order of i
 
 template <int R, int N, class T>
-static void value_tile(const float* weight, int64_t stride, const T* const* value, int64_t n, int64_t d, float* out, int64_t head_dim) {
+static void value_tile(const float* weight, int64_t stride, const T* const* value, int64_t n, int64_t at, int64_t d, float* out,
+                       int64_t head_dim) {
     vfloat sum[R][N];
     UNROLL for (int r = 0; r < R; r++) UNROLL for (int v = 0; v < N; v++) sum[r][v] = load(out + r * head_dim + d + v * W);
     for (int64_t i = 0; i < n; i++) {
-        const T* row = value[i] + d;
+        const T* row = value[i] + at + d;
         vfloat x[N];
-        __builtin_prefetch(value[i + 8] + d, 0, 3);
-        if (N * W * sizeof(T) > 64) __builtin_prefetch((const char*)(value[i + 8] + d) + 64, 0, 3);
-        if (N * W * sizeof(T) > 128) __builtin_prefetch((const char*)(value[i + 8] + d) + 128, 0, 3);
-        if (N * W * sizeof(T) > 192) __builtin_prefetch((const char*)(value[i + 8] + d) + 192, 0, 3);
+        UNROLL for (int b = 0; b < int(N * W * sizeof(T)); b += 64)
+            __builtin_prefetch((const char*)(value[i + AHEAD] + at + d) + b, 0, 3);
         UNROLL for (int v = 0; v < N; v++) x[v] = load(row + v * W);
         UNROLL for (int r = 0; r < R; r++) {
             const vfloat a = broadcast(weight[r * stride + i]);
@@ -188,20 +190,20 @@ static void value_tile(const float* weight, int64_t stride, const T* const* valu
 }
 
 template <int R, class T>
-static void value_rows(const float* weight, int64_t stride, const T* const* value, int64_t n, float* out, int64_t head_dim) {
+static void value_rows(const float* weight, int64_t stride, const T* const* value, int64_t n, int64_t at, float* out, int64_t head_dim) {
     int64_t d = 0;
-    for (; d + SPAN * W <= head_dim; d += SPAN * W) value_tile<R, SPAN>(weight, stride, value, n, d, out, head_dim);
-    for (; d + W <= head_dim; d += W) value_tile<R, 1>(weight, stride, value, n, d, out, head_dim);
+    for (; d + SPAN * W <= head_dim; d += SPAN * W) value_tile<R, SPAN>(weight, stride, value, n, at, d, out, head_dim);
+    for (; d + W <= head_dim; d += W) value_tile<R, 1>(weight, stride, value, n, at, d, out, head_dim);
     for (; d < head_dim; d++)
         for (int r = 0; r < R; r++) {
             float sum = out[r * head_dim + d];
-            for (int64_t i = 0; i < n; i++) sum = std::fma(weight[r * stride + i], load_one(value[i] + d), sum);
+            for (int64_t i = 0; i < n; i++) sum = std::fma(weight[r * stride + i], load_one(value[i] + at + d), sum);
             out[r * head_dim + d] = sum;
         }
 }
 
 template <class T>
-static void add_values(const float* weight, int64_t stride, int64_t queries, const T* const* value, int64_t n, float* out,
+static void add_values(const float* weight, int64_t stride, int64_t queries, const T* const* value, int64_t n, int64_t at, float* out,
                        int64_t head_dim) {
     if (n <= 0) return;
     const int64_t tiles = (queries + VALUE_ROWS - 1) / VALUE_ROWS;
@@ -210,7 +212,7 @@ static void add_values(const float* weight, int64_t stride, int64_t queries, con
         const float* w = weight + from * stride;
         float* o = out + from * head_dim;
         switch (to - from) {
-#define CASE(R) case R: value_rows<R>(w, stride, value, n, o, head_dim); break;
+#define CASE(R) case R: value_rows<R>(w, stride, value, n, at, o, head_dim); break;
             CASE(1) CASE(2)
 #if !defined(__AVX__) || defined(__AVX512F__)
             CASE(3) CASE(4) CASE(5) CASE(6)
@@ -222,17 +224,31 @@ static void add_values(const float* weight, int64_t stride, int64_t queries, con
 
 // ---- one item
 
-template <class T>
-struct Scratch {
-    std::vector<float> query, column, score, out, total;
-    std::vector<const T*> key, value;
-    std::vector<const T*> seen;
+// Floats that start at a cache line: vectors that straddle two cost double.
+struct Floats {
+    std::vector<float> store;
+    float* first = nullptr;
+    void resize(int64_t n) {
+        if (int64_t(store.size()) < n + 16) store.resize(n + n / 2 + 16);
+        first = (float*)(((uintptr_t)store.data() + 63) & ~uintptr_t(63));
+    }
+    float* data() const { return first; }
+    float& operator[](int64_t i) const { return first[i]; }
 };
 
 template <class T>
+struct Scratch {
+    Floats query, column, score, out, total;
+    std::vector<const T*> key, value, seen;
+};
+
+// A block's rows with key-value heads [head, past). Key by key all heads take their part, because heads of a key lie together:
+// the machine then sees runs of memory as long as a page and fetches them by itself.
+template <class T>
 static void attend_item(const float* q, int64_t heads, int64_t kv_heads, int64_t head_dim, const T* keys, const T* values, int64_t head,
-                        Block block, const int64_t* prefix, const int64_t* mask, Pages pages, float scale, float* out, Scratch<T>& s) {
-    const int64_t shared = heads / kv_heads, rows = block.last - block.first, queries = rows * shared;
+                        int64_t past, Block block, const int64_t* prefix, const int64_t* mask, Pages pages, float scale, float* out,
+                        Scratch<T>& s) {
+    const int64_t shared = heads / kv_heads, rows = block.last - block.first, queries = rows * shared, own = past - head;
     int64_t longest = 0, shortest = prefix[block.first];
     uint64_t any = 0;
     for (int64_t r = block.first; r < block.last; r++) {
@@ -245,76 +261,91 @@ static void attend_item(const float* q, int64_t heads, int64_t kv_heads, int64_t
     const int64_t columns = tail_at + (tail + KEYS - 1) / KEYS * KEYS, stride = columns + W;
 
     // Where the keys and values live; columns that only fill up a block repeat the last real row.
-    s.key.resize(columns + 8);
-    s.value.resize(columns + 8);
+    s.key.resize(columns + KEYS);
+    s.value.resize(columns + KEYS);
     const int64_t row_width = kv_heads * head_dim;
-    const T *key_head = keys + head * head_dim, *value_head = values + head * head_dim;
+    const T *first_key = keys + head * head_dim, *first_value = values + head * head_dim;
     const int64_t* page = pages.table + block.slot * pages.per_slot;
     for (int64_t at = 0; at < longest; at += pages.size, page++) {
         const int64_t base = *page * pages.size, count = std::min(pages.size, longest - at);
         for (int64_t i = 0; i < count; i++) {
-            s.key[at + i] = key_head + (base + i) * row_width;
-            s.value[at + i] = value_head + (base + i) * row_width;
+            s.key[at + i] = first_key + (base + i) * row_width;
+            s.value[at + i] = first_value + (base + i) * row_width;
         }
     }
     for (int64_t i = longest; i < tail_at; i++) s.key[i] = s.key[longest - 1], s.value[i] = s.value[longest - 1];
     const int64_t base = pages.tail_start + block.slot * TAIL;
     for (int64_t i = tail_at; i < columns; i++) {
         const int64_t row = base + std::min(i - tail_at, tail - 1);
-        s.key[i] = key_head + row * row_width;
-        s.value[i] = value_head + row * row_width;
+        s.key[i] = first_key + row * row_width;
+        s.value[i] = first_value + row * row_width;
     }
-    for (int64_t i = columns; i < columns + 8; i++) s.key[i] = key_head, s.value[i] = value_head;  // fetched ahead, never used
+    for (int64_t i = columns; i < columns + KEYS; i++) s.key[i] = first_key, s.value[i] = first_value;  // fetched ahead, never used
 
-    s.query.resize(queries * head_dim);
-    s.score.resize(queries * stride);
-    s.out.assign(queries * head_dim, 0.0f);
-    s.total.resize(queries);
-    for (int64_t r = 0; r < rows; r++) {
-        const float* from = q + ((block.first + r) * heads + head * shared) * head_dim;
-        for (int64_t i = 0; i < shared * head_dim; i++) s.query[r * shared * head_dim + i] = from[i] * scale;
-    }
+    // Queries by head, then by row.
+    s.query.resize(own * queries * head_dim);
+    s.score.resize(own * queries * stride);
+    s.out.resize(own * queries * head_dim);
+    std::fill(s.out.data(), s.out.data() + own * queries * head_dim, 0.0f);
+    s.total.resize(own * queries);
+    for (int64_t h = 0; h < own; h++)
+        for (int64_t r = 0; r < rows; r++) {
+            const float* from = q + ((block.first + r) * heads + (head + h) * shared) * head_dim;
+            float* to = s.query.data() + (h * rows + r) * shared * head_dim;
+            for (int64_t i = 0; i < shared * head_dim; i++) to[i] = from[i] * scale;
+        }
 
-    s.column.resize(head_dim * KEYS);
+    s.column.resize(head_dim * KEYS + W);
+    float* column = s.column.data();
     for (int64_t c = 0; c < columns; c += KEYS) {
-        to_columns(s.key.data() + c, head_dim, s.column.data());
-        if (c + KEYS < columns)
+        for (int64_t h = 0; h < own; h++) {
+            const T* key[KEYS];
+            for (int i = 0; i < KEYS; i++) key[i] = s.key[c + i] + h * head_dim;
+            to_columns(key, head_dim, column);
             for (int i = 0; i < KEYS; i++)
                 for (int64_t b = 0; b < int64_t(head_dim * sizeof(T)); b += 64)
-                    __builtin_prefetch((const char*)s.key[c + KEYS + i] + b, 0, 3);
-        score_keys(s.query.data(), queries, head_dim, s.column.data(), s.score.data() + c, stride);
-    }
-
-    // Every query's tail scores move up behind its own prefix.
-    for (int64_t r = 0; r < rows; r++) {
-        const int64_t own = prefix[block.first + r];
-        const uint64_t bits = uint64_t(mask[block.first + r]);
-        for (int64_t h = 0; h < shared; h++) {
-            float* score = s.score.data() + (r * shared + h) * stride;
-            int64_t n = own;
-            for (uint64_t left = bits; left; left &= left - 1) score[n++] = score[tail_at + __builtin_ctzll(left)];
-            s.total[r * shared + h] = n ? exponentials(score, n) : 1.0f;
+                    __builtin_prefetch((const char*)(s.key[c + KEYS + i] + h * head_dim) + b, 0, 3);
+            score_keys(s.query.data() + h * queries * head_dim, queries, head_dim, column, s.score.data() + h * queries * stride + c, stride);
         }
     }
 
+    // Every query's tail scores move up behind its own prefix.
+    for (int64_t h = 0; h < own; h++)
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t g = 0; g < shared; g++) {
+                const int64_t at = (h * rows + r) * shared + g;
+                float* score = s.score.data() + at * stride;
+                int64_t n = prefix[block.first + r];
+                for (uint64_t left = uint64_t(mask[block.first + r]); left; left &= left - 1)
+                    score[n++] = score[tail_at + __builtin_ctzll(left)];
+                s.total[at] = n ? exponentials(score, n) : 1.0f;
+            }
+
     // Values that all see; then, row by row, the rest of its prefix and its tail.
-    add_values(s.score.data(), stride, queries, s.value.data(), shortest, s.out.data(), head_dim);
+    for (int64_t c = 0; c < shortest; c += RUN)
+        for (int64_t h = 0; h < own; h++)
+            add_values(s.score.data() + h * queries * stride + c, stride, queries, s.value.data() + c, std::min(RUN, shortest - c),
+                       h * head_dim, s.out.data() + h * queries * head_dim, head_dim);
     for (int64_t r = 0; r < rows; r++) {
         s.seen.assign(s.value.begin() + shortest, s.value.begin() + prefix[block.first + r]);
         for (uint64_t left = uint64_t(mask[block.first + r]); left; left &= left - 1)
             s.seen.push_back(s.value[tail_at + __builtin_ctzll(left)]);
         const int64_t n = s.seen.size();
-        s.seen.resize(n + 8, value_head);
-        add_values(s.score.data() + r * shared * stride + shortest, stride, shared, s.seen.data(), n, s.out.data() + r * shared * head_dim,
-                   head_dim);
+        if (n == 0) continue;
+        s.seen.resize(n + KEYS, first_value);
+        for (int64_t h = 0; h < own; h++)
+            add_values(s.score.data() + (h * rows + r) * shared * stride + shortest, stride, shared, s.seen.data(), n, h * head_dim,
+                       s.out.data() + (h * rows + r) * shared * head_dim, head_dim);
     }
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t h = 0; h < shared; h++) {
-            const float inverse = 1.0f / s.total[r * shared + h];
-            const float* from = s.out.data() + (r * shared + h) * head_dim;
-            float* to = out + ((block.first + r) * heads + head * shared + h) * head_dim;
-            for (int64_t d = 0; d < head_dim; d++) to[d] = from[d] * inverse;
-        }
+    for (int64_t h = 0; h < own; h++)
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t g = 0; g < shared; g++) {
+                const int64_t at = (h * rows + r) * shared + g;
+                const float inverse = 1.0f / s.total[at];
+                const float* from = s.out.data() + at * head_dim;
+                float* to = out + ((block.first + r) * heads + (head + h) * shared + g) * head_dim;
+                for (int64_t d = 0; d < head_dim; d++) to[d] = from[d] * inverse;
+            }
 }
 
 template <class T>
@@ -330,11 +361,12 @@ static void attend(const float* q, int64_t heads, int64_t kv_heads, int64_t head
         const int64_t height = std::max<int64_t>(1, queries / shared);
         for (int64_t r = start[g]; r < start[g + 1]; r += height) blocks.push_back({r, std::min(r + height, start[g + 1]), slot[g]});
     }
-    const int64_t items = blocks.size() * kv_heads;
-    parallel(items, [&](int64_t i) {
+    const int64_t count = blocks.size(), apart = count < MANY ? kv_heads : 1, together = kv_heads / apart;
+    parallel(count * apart, [&](int64_t i) {
         static thread_local Scratch<T> scratch;
-        attend_item(q, heads, kv_heads, head_dim, keys, values, i % kv_heads, blocks[i / kv_heads], prefix, mask, pages, float(scale), out,
-                    scratch);
+        const int64_t head = i % apart * together;
+        attend_item(q, heads, kv_heads, head_dim, keys, values, head, head + together, blocks[i / apart], prefix, mask, pages,
+                    float(scale), out, scratch);
     });
 }
 

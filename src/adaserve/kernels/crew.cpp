@@ -119,7 +119,10 @@ struct Crew {
 Crew* crew = nullptr;
 std::once_flag once;
 
+std::atomic<int> width{0};  // what set_threads said, or 0
+
 int threads() {
+    if (const int said = width.load(std::memory_order_relaxed)) return said;
 #if defined(_OPENMP)
     return omp_get_max_threads();  // what torch.set_num_threads set
 #else
@@ -128,6 +131,9 @@ int threads() {
 }
 
 }  // namespace
+
+// How many threads the kernels use, whatever torch uses for its own operations.
+EXPORT void set_threads(int64_t count) { width.store(int(count), std::memory_order_relaxed); }
 
 EXPORT void run(int64_t count, Task task, void* context) {
     std::call_once(once, [] {

@@ -1,8 +1,7 @@
 """Builds the C++ kernels beside this file at first use and loads them; without a compiler, their torch twins take over.
 
 A library lives in the user's cache folder under a key of its sources, the compiler and the processor, so that a folder
-shared between machines stays right. OpenMP threads are torch's own: torch loads its libgomp first and torch.set_num_threads
-rules both.
+shared between machines stays right. Their threads are their own (crew.cpp); `use_threads` says how many.
 """
 
 import ctypes
@@ -155,6 +154,18 @@ def function(name: str, symbol: str, signature: str) -> Function | None:
     return found
 
 
+def use_threads(count: int) -> None:
+    """Compute with `count` threads: the native kernels with their own, and torch with one.
+
+    torch waits for all its threads at every small operation, which takes a time slice whenever another process has the core.
+    Without native kernels torch computes everything and gets them all.
+    """
+    set_threads = function(_CREW, "set_threads", "i")
+    torch.set_num_threads(count if set_threads is None else 1)
+    if set_threads is not None:
+        set_threads(count)
+
+
 def fits(*tensors: torch.Tensor) -> bool:
     """Whether a native kernel takes these tensors: float32, on the CPU, without gaps."""
     for tensor in tensors:  # noqa: SIM110 - a generator costs as much as a small kernel
@@ -181,4 +192,4 @@ def native_status() -> str:
             ctypes.CDLL(str(build(source.stem)))
     except (NativeError, OSError) as error:
         return f"off: {error}"
-    return f"on: {torch.get_num_threads()} threads, built in {cache_folder() / 'kernels'}"
+    return f"on, built in {cache_folder() / 'kernels'}"
