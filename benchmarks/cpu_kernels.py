@@ -4,11 +4,11 @@ The physics of one pass over a decoder's layers:
 
     bytes  = parameters * 2 (bfloat16), read once however many rows there are      -> seconds >= bytes / memory bandwidth
     FLOPs  = parameters * 2 * rows, float32 fused multiply-adds (2 per lane)       -> seconds >= FLOPs / peak
-    KV     = requests * context * 2 * KV heads * head dim * bytes of the pool's dtype, read once per layer by all rows of a request
+    KV     = requests * context * 2 * KV heads * head dim * bytes of the pool's dtype, read once per layer by a request's rows
 
 A few rows are bound by bandwidth, so that 8 rows cost little more than 1: that is what speculation lives on. Then the peak takes
-over. On an Ice Lake server with 2 cores: 20 to 22 GB/s, and 2 cores * 2.8 GHz * 2 units * 16 lanes * 2 = 358 GFLOP/s on paper, about
-300 under load. SmolLM2-135M: 106 M parameters in its layers (212 MB), 28 M in its head (56 MB).
+over. On an Ice Lake server with 2 cores: 20 to 22 GB/s, and 2 cores * 2.8 GHz * 2 units * 16 lanes * 2 = 358 GFLOP/s on paper,
+about 300 under load. SmolLM2-135M: 106 M parameters in its layers (212 MB), 28 M in its head (56 MB).
 
 Every line is the minimum and the median of `--repeats` runs; torch's own products alternate with ours, so that a busy machine
 disturbs both. The last line is one JSON object.

@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/cpu_vs_vllm.py --vllm-python vllm-env/bin/python --vllm-model FOLDER [--rounds 3]
 
-FOLDER holds the demo target in Hugging Face layout, bfloat16 (benchmarks/cpu_peer_vllm.py says how to set vLLM up). Code prompts of the
-project's own, greedy, 64 output tokens, end of text ignored, prefix reuse off. A round runs vLLM with one request, vLLM with 32, and
+FOLDER holds the demo target in Hugging Face layout, bfloat16 (benchmarks/cpu_peer_vllm.py says how to set vLLM up). Code prompts
+of the project's own, greedy, 64 output tokens, end of text ignored, prefix reuse off. A round runs vLLM with one request, vLLM with 32, and
 then this engine with each of its settings; medians over rounds are printed as ratios to vLLM, for absolute times drift here.
 
     one request    a pass must read all weights: bytes / bandwidth is the floor of plain decoding, and speculation divides it by
@@ -95,8 +95,9 @@ def main() -> None:
             found: dict[str, dict[str, float]] = {}
             for count in (1, 32) if args.vllm_python else ():
                 peer = [args.vllm_python, str(Path(__file__).with_name("cpu_peer_vllm.py")), "--model", args.vllm_model]
-                options = ["--requests", str(count), "--tokens", str(TOKENS), "--prompts", str(texts), "--repeats", str(args.repeats)]
-                found[f"vLLM, {count} request{'s' * (count > 1)}"] = last_json([*peer, *options])  # type: ignore[assignment]
+                options = {"requests": count, "tokens": TOKENS, "prompts": texts, "repeats": args.repeats}
+                flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+                found[f"vLLM, {count} request{'s' * (count > 1)}"] = last_json([*peer, *flags])  # type: ignore[assignment]
             found |= last_json([sys.executable, __file__, "--ours", "--repeats", str(args.repeats)])  # type: ignore[arg-type]
             rounds.append(found)
             print(f"round {number + 1} of {args.rounds} done", file=sys.stderr, flush=True)
