@@ -5,8 +5,8 @@ PYTHON ?= python3
 ARGS ?=
 # Worker processes of the unit tests; each runs on one thread.
 WORKERS ?= 2
-# Where to look for torch beside the usual index. PyPI's Linux wheel of torch carries gigabytes of CUDA libraries; to save them:
-#   make demo TORCH_INDEX=ADDRESS
+# Where to look for torch beside the usual index. The usual Linux wheel of torch carries gigabytes of CUDA libraries; to save them,
+# give the address of PyTorch's own CPU index: make demo TORCH_INDEX=ADDRESS
 TORCH_INDEX ?=
 
 BIN := .venv/bin

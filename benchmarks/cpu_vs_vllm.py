@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/cpu_vs_vllm.py --vllm-python vllm-env/bin/python --vllm-model FOLDER [--rounds 3]
 
 FOLDER holds the demo target in Hugging Face layout, bfloat16 (benchmarks/cpu_peer_vllm.py says how to set vLLM up). Code prompts
-of the project's own, greedy, 64 output tokens, end of text ignored, prefix reuse off. A round runs vLLM with one request, vLLM with 32, and
-then this engine with each of its settings; medians over rounds are printed as ratios to vLLM, for absolute times drift here.
+of the project's own, greedy, 64 output tokens, end of text ignored, prefix reuse off. A round runs vLLM with one request, vLLM
+with 32, and then this engine with each of its settings; medians over rounds come as ratios to vLLM, for absolute times drift.
 
     one request    a pass must read all weights: bytes / bandwidth is the floor of plain decoding, and speculation divides it by
                    the tokens that a pass yields, less what the draft costs

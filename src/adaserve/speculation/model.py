@@ -26,8 +26,8 @@ from adaserve.tree import CandidateTree
 class ModelDrafter:
     """Drafts with a decoder and a KV pool of its own; the pool's pages carry the same numbers as the target's.
 
-    vocabulary: only the first so many tokens are ever proposed (a multiple of 16), None for all. Tokenizers number their tokens in
-    the order in which they were merged, about that of frequency, and a small draft spends most of a pass in its head.
+    vocabulary: only the first so many tokens are ever proposed (a multiple of 16), None for all. Tokenizers number their tokens
+    in the order in which they were merged, about that of frequency, and a small draft spends most of a pass in its head.
     """
 
     def __init__(self, decoder: Decoder, pool: KVPool, slots: int, vocabulary: int | None = None) -> None:
