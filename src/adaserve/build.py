@@ -22,15 +22,18 @@ from adaserve.latency import Profile, budget_from
 from adaserve.measure import measure_profile
 from adaserve.models.decoder import Decoder
 from adaserve.models.load import load_decoder, load_draft
-from adaserve.models.registry import ModelSource, cache_folder, resolve, resolve_draft
+from adaserve.models.registry import KNOWN, ModelSource, cache_folder, resolve, resolve_draft
 from adaserve.models.tokenizer import Tokenizer, load_tokenizer
 from adaserve.policy.adaptive import Constants
 from adaserve.policy.library import Overrides, make_policy
 from adaserve.policy.policy import Policy
 from adaserve.runtime.batch import TAIL_ROWS
+from adaserve.step import Order
 
+TUNINGS = Path(__file__).parent / "data" / "tuning"
 CPU_CACHE_BYTES = 2 << 30
 CUDA_CACHE_SHARE = 0.85
+LEAST_LENGTH = 16
 CPU_DRAFT_VOCABULARY = 16384
 """93% of SmolLM2's tokens in code, chat and articles are among the first third of its vocabulary (docs/log.md)."""
 
@@ -90,7 +93,7 @@ class Parts:
     def policy(self, name: str | None = None, constants: Constants | None = None) -> Policy:
         """Make the named policy, or the config's, with the config's overrides and the machine's constants."""
         config = self.config
-        overrides = Overrides(config.budget, config.depth, config.width, config.chunk_rows)
+        overrides = Overrides(config.budget, config.depth, config.width, config.chunk_rows, Order(config.order))
         return make_policy(name or config.policy, constants or machine_constants(config, self.profile), overrides)
 
 
@@ -152,8 +155,9 @@ def build_engine(config: EngineConfig, progress: Callable[[str], None] = lambda 
 def _device(config: EngineConfig) -> torch.device:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise InvalidConfig("no CUDA device was found: use --device cpu")
-    # The CUDA executor is not there yet, so `auto` stays on the CPU, where everything is tested.
-    return torch.device("cpu" if config.device == "auto" else config.device)
+    if config.device == "cuda":
+        raise InvalidConfig("the CUDA executor is not there yet: use --device cpu")
+    return torch.device("cpu")
 
 
 def _draft_source(config: EngineConfig, source: ModelSource) -> ModelSource | str | None:
@@ -191,7 +195,9 @@ def _sizes(config: EngineConfig, models: Models) -> Sizes:
     length = min(config.max_model_len or models.target.max_positions, models.target.max_positions)
     if config.max_model_len is None:
         length = min(length, tokens)
-    if length < 2 or tokens < length:
+    if length < LEAST_LENGTH:
+        raise InvalidConfig(f"max_model_len must be at least {LEAST_LENGTH}, got {length}")
+    if tokens < length:
         raise InvalidConfig(
             f"the KV cache holds {tokens} tokens, fewer than one sequence of {length}: "
             "lower --max-model-len or --max-num-seqs, or raise --kv-tokens"
@@ -237,11 +243,21 @@ def fingerprint(config: EngineConfig, source: ModelSource, draft: ModelSource | 
 
 
 def machine_constants(config: EngineConfig, profile: Profile) -> Constants:
-    """The policy's constants: a tuned file if one is named, else derived from the profile."""
+    """The policy's constants: from the tuning named, else cached, else shipped for a known model, else from the profile."""
     if config.tuning is not None:
         return load_constants(config.tuning)
+    shipped = TUNINGS / f"{config.model}-cpu.json"
+    for path in (tuning_path(config), shipped if config.model in KNOWN and config.draft is None else None):
+        if path is not None and path.is_file():
+            return load_constants(path)
     budgets = budget_from(profile, requests=1)
     return Constants(verify_rows=budgets.verify, draft_rows=budgets.draft)
+
+
+def tuning_path(config: EngineConfig) -> Path:
+    """Where `adaserve tune` keeps what it found for these models on this machine."""
+    source = resolve(config.model)
+    return cache_folder() / "tuning" / f"{fingerprint(config, source, _draft_source(config, source))}.json"
 
 
 def load_constants(path: Path | str) -> Constants:

@@ -6,6 +6,7 @@ from adaserve.errors import InvalidConfig
 
 DTYPES = ("auto", "bfloat16", "float32", "float64")
 DEVICES = ("auto", "cpu", "cuda")
+ORDERS = ("neediest", "easiest", "attainable")
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,9 @@ class EngineConfig:
     seed: where the seeds of requests without their own come from.
     threads: CPU threads; None for all cores.
     profile: a file of measured step times; None for the cached one, or a measurement at the first start.
-    tuning: a file of tuned policy constants; None for the cached one, else the policy's defaults for the machine.
+    tuning: a file of tuned policy constants; None for the cached ones, else those shipped for a known model, else what the
+        profile suggests.
+    order: whom the SLO phase of the policy `adaserve` serves first: `neediest` (the paper), `easiest` or `attainable`.
     Raises InvalidConfig for values that make no sense.
     """
 
@@ -52,6 +55,7 @@ class EngineConfig:
     tensor_parallel_size: int = 1
     profile: str | None = None
     tuning: str | None = None
+    order: str = "neediest"
 
     def __post_init__(self) -> None:
         def require(condition: bool, message: str) -> None:
@@ -59,6 +63,7 @@ class EngineConfig:
                 raise InvalidConfig(message)
 
         require(self.dtype in DTYPES, f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        require(self.order in ORDERS, f"order must be one of {', '.join(ORDERS)}, got {self.order!r}")
         require(self.device in DEVICES, f"device must be one of {', '.join(DEVICES)}, got {self.device!r}")
         for name in ("max_num_seqs", "page_size", "max_queue"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")

@@ -3,7 +3,7 @@
 import itertools
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from adaserve.build import BuiltEngine, build_engine
@@ -11,7 +11,7 @@ from adaserve.config import EngineConfig
 from adaserve.errors import InvalidRequest, PromptTooLong
 from adaserve.metrics import RequestResult
 from adaserve.models.tokenizer import StreamDecoder
-from adaserve.request import SLO, Request, SamplingParams
+from adaserve.request import SLO, FinishReason, Request, SamplingParams
 from adaserve.server.stops import StopFinder
 from adaserve.step import TokenLogprobs
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Completion:
-    """One choice: its text, tokens, why it ended ("stop" or "length"), and how it fared against its SLO."""
+    """One choice: its text and tokens, why it ended ("stop", "length", or "error" when logits were not finite), how it fared."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -182,7 +182,11 @@ class _Writer:
             self._take(self._decoder.finish())
         if not self.stopped:
             self._text += self._finder.flush()
-        return Completion(self._text, tuple(self._tokens), tuple(self._logprobs), "stop" if self.stopped else reason, result)
+        if self.stopped:
+            # The engine saw a cancellation, and counts on to where it came; the text ended earlier.
+            reason = "stop"
+            result = replace(result, finish=FinishReason.STOP, output_tokens=len(self._tokens))
+        return Completion(self._text, tuple(self._tokens), tuple(self._logprobs), reason, result)
 
     def _take(self, piece: str) -> None:
         if len(self._tokens) <= self._floor and self._floor:

@@ -8,6 +8,7 @@ from statistics import median
 from adaserve.assembly import Models, Sizes, assemble_engine
 from adaserve.clock import WallClock
 from adaserve.engine import Engine
+from adaserve.errors import InvalidModel
 from adaserve.executor.device import DeviceExecutor
 from adaserve.executor.profiler import Profiler
 from adaserve.latency import Profile
@@ -64,4 +65,6 @@ def measure_baseline(engine: Engine, vocab_size: int, prompt: int, output: int, 
         engine.add(request)
         while (report := engine.step()) is not None:
             found += [u.result.tpot for u in report.updates if u.result is not None and u.result.tpot is not None]
+    if len(found) <= repeats:
+        raise InvalidModel("the model's output is not finite: its weights are broken, or the dtype does not suit it")
     return median(found[1:])

@@ -10,6 +10,8 @@ MAX_STOP_STRINGS = 16
 MAX_LOGIT_BIAS = 1024
 MAX_LOGPROBS = 20
 MAX_CHOICES = 128
+LEAST_TARGET, MOST_TARGET = 1e-3, 1e9
+"""Bounds of SLO numbers: a target so small that its seconds round to zero must not reach a division."""
 
 
 def _require(condition: bool, message: str, param: str) -> None:
@@ -36,7 +38,7 @@ class SLO:
     tpot_ms: milliseconds per output token after the first.
     tpot_multiple: the same as a multiple of the baseline latency (TPOT of one request alone, without speculation).
     ttft_ms: milliseconds from arrival to the first token.
-    Raises InvalidRequest for numbers that are not finite and positive, and for both kinds of TPOT at once.
+    Raises InvalidRequest for numbers outside [LEAST_TARGET, MOST_TARGET], and for both kinds of TPOT at once.
     """
 
     tpot_ms: float | None = None
@@ -48,8 +50,8 @@ class SLO:
             value = getattr(self, item.name)
             if value is not None:
                 _require(
-                    _is_number(value) and value > 0,
-                    f"slo.{item.name} must be a finite positive number, got {value!r}",
+                    _is_number(value) and LEAST_TARGET <= value <= MOST_TARGET,
+                    f"slo.{item.name} must be a number between {LEAST_TARGET:g} and {MOST_TARGET:g}, got {value!r}",
                     f"slo.{item.name}",
                 )
         _require(

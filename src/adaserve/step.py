@@ -16,7 +16,6 @@ class Placement:
     """A request comes to a slot: everything the executor must know about it, once.
 
     `tokens` are all known tokens (prompt, and after a pre-emption the output too); `prompt_length` says where output begins.
-    `computed` tokens have their keys and values in the pages already, thanks to prefix reuse.
     """
 
     slot: int

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Callable
 
-from adaserve.config import DEVICES, DTYPES, EngineConfig
+from adaserve.config import DEVICES, DTYPES, ORDERS, EngineConfig
 
 DEFAULTS = EngineConfig()
 
@@ -60,6 +60,9 @@ def add_engine_options(parser: argparse.ArgumentParser, model: bool = True) -> N
     group.add_argument(
         "--tensor-parallel-size", type=int, default=DEFAULTS.tensor_parallel_size, metavar="N", help="devices; only 1 for now"
     )
+    group.add_argument(
+        "--order", choices=ORDERS, default=DEFAULTS.order, help="whom the SLO phase serves first (default: %(default)s)"
+    )
     group.add_argument("--threads", type=auto_or(1), metavar="auto|N", help="CPU threads (default: all cores)")
     group.add_argument("--profile", metavar="FILE", help="measured step times (default: the cached ones, or a measurement)")
     group.add_argument("--tuning", metavar="FILE", help="tuned policy constants (default: the cached ones)")
@@ -91,4 +94,5 @@ def engine_config(args: argparse.Namespace, max_queue: int = DEFAULTS.max_queue)
         tensor_parallel_size=args.tensor_parallel_size,
         profile=args.profile,
         tuning=args.tuning,
+        order=args.order,
     )

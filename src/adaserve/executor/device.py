@@ -135,6 +135,7 @@ class DeviceExecutor:
         for placement in plan.placed:
             self._table.place(placement)
             self._sampling.place(placement)
+            self._logprobs.pop(placement.slot, None)
             if placement.sampling.logprobs is not None:
                 self._logprobs[placement.slot] = placement.sampling.logprobs
             if self._drafter is not None:

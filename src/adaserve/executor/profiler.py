@@ -19,7 +19,9 @@ from adaserve.tree import MAX_NODES, ROOT, CandidateTree
 ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 DRAFT_ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
 SHORT, LONG = 64, 448
-REPEATS = 5
+REPEATS = 7
+WARM_UP = 2
+"""Steps not counted; the first of them places the requests."""
 
 
 @dataclass(frozen=True)
@@ -102,26 +104,28 @@ class Profiler:
     def _time(self, requests: int, context: int, *, rows: int, draft: bool = False) -> list[StepOutcome]:
         """Run REPEATS like steps after a warm-up: `requests` roots, and nodes up to `rows` rows of the target's pass."""
         outcomes = []
-        for _ in range(REPEATS + 1):
-            plan = self._plan(requests, context, draft)
+        for repeat in range(REPEATS + WARM_UP):
+            plan = self._plan(requests, context + repeat, draft, first=repeat == 0)
             candidates = self._executor.speculate(plan)
             if not draft:
                 candidates = self._candidates(requests, rows)
             chosen = candidates.path_prob > (1.0 if draft else 0.0)  # a draft pass is timed alone
             outcomes.append(self._executor.commit(plan, self._executor.verify(plan, candidates, chosen)))
-        return outcomes[1:]
+        return outcomes[WARM_UP:]
 
-    def _plan(self, requests: int, context: int, draft: bool) -> StepPlan:
+    def _plan(self, requests: int, context: int, draft: bool, first: bool) -> StepPlan:
+        """A step of requests with `context` known tokens each; the `first` of a row of steps places them."""
         slots = tuple(range(requests))
+        fresh = slots if first else ()
         each = -(-(context + 2 + MAX_NODES) // self._page_size)
         sampling = SamplingParams(temperature=0.0)
         return StepPlan(
-            released=slots,
+            released=fresh,
             placed=tuple(
                 Placement(slot, tuple(self._random.choices(range(self._vocab_size), k=context)), context - 1, sampling, 0, 0, ())
-                for slot in slots
+                for slot in fresh
             ),
-            grants=tuple(PageGrant(slot, 0, tuple(range(slot * each, (slot + 1) * each))) for slot in slots),
+            grants=tuple(PageGrant(slot, 0, tuple(range(slot * each, (slot + 1) * each))) for slot in fresh),
             decoding=slots,
             need=(0.0,) * requests,
             room=(1,) * requests,

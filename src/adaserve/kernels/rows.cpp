@@ -1,5 +1,7 @@
 // What happens to single rows between the matrix products: norms, the gate, rotation and the write into the pool.
 // Every row is computed alone and always in the same order.
+#include <vector>
+
 #include "simd.h"
 
 // Into how many parts to cut the work: below some thousand values a second thread costs more than it brings.
@@ -121,4 +123,16 @@ EXPORT void rotate_bf16(const float* qkv, int64_t rows, int64_t heads, int64_t k
                         const float* sin, const int64_t* position, const int64_t* dest, bf16* keys, bf16* values, const float* q_norm,
                         const float* k_norm, double eps, float* q) {
     rotate(qkv, rows, heads, kv_heads, head_dim, cos, sin, position, dest, keys, values, q_norm, k_norm, eps, q);
+}
+
+// In every layer of a pool [layers, rows, row_bytes], copy rows `source` to rows `dest`: all are read before any is written.
+EXPORT void move_rows(char* pool, int64_t layers, int64_t rows, int64_t row_bytes, const int64_t* source, const int64_t* dest,
+                      int64_t count) {
+    parallel_runs(layers, parts(layers * count * row_bytes / 4), [&](int64_t layer) {
+        static thread_local std::vector<char> held;
+        char* base = pool + layer * rows * row_bytes;
+        held.resize(count * row_bytes);
+        for (int64_t i = 0; i < count; i++) std::memcpy(held.data() + i * row_bytes, base + source[i] * row_bytes, row_bytes);
+        for (int64_t i = 0; i < count; i++) std::memcpy(base + dest[i] * row_bytes, held.data() + i * row_bytes, row_bytes);
+    });
 }

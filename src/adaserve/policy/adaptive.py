@@ -35,6 +35,9 @@ class Constants:
         for name, low in (("verify_rows", 1), ("draft_rows", 0), ("depth_min", 0), ("width_max", 1), ("per_request", 0)):
             if getattr(self, name) < low:
                 raise InvalidConfig(f"{name} must be at least {low}, got {getattr(self, name)}")
+        for name in ("depth_max", "width_max", "per_request"):
+            if getattr(self, name) > MAX_NODES:
+                raise InvalidConfig(f"{name} must be at most {MAX_NODES}, got {getattr(self, name)}")
         if self.depth_max < self.depth_min:
             raise InvalidConfig(f"depth_max {self.depth_max} is below depth_min {self.depth_min}")
         if self.prompt_rows < 1 or self.idle_prompt_rows < 1:

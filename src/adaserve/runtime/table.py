@@ -104,7 +104,8 @@ class SamplingTable:
         self.seed[slot] = (placement.seed + 2**63) % 2**64 - 2**63
         self.choice[slot] = placement.choice
         self.prompt_length[slot] = placement.prompt_length
-        self.shortest[slot] = placement.prompt_length + sampling.min_tokens
+        # Without stop ids there is nothing to forbid, and the row of a former request's ids must not be looked at.
+        self.shortest[slot] = placement.prompt_length + sampling.min_tokens if traits.minimum else 0
         self.edits[slot] = traits.edits_logits
         if traits.bias or (slot in self._traits and self._traits[slot].bias):
             self.bias.set(slot, bias)

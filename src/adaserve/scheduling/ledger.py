@@ -17,12 +17,12 @@ class PageLedger:
         """Share of the pages held, 0 to 1."""
         return self._pool.usage
 
-    def open(self, state: RequestState, reserve: int) -> bool:
-        """Give a request pages for its known tokens and the next one, reusing cached prefixes; false if they do not fit.
+    def open(self, state: RequestState, reach: int, reserve: int) -> bool:
+        """Give a request pages for `reach` tokens, reusing cached prefixes; false if they do not fit.
 
         `reserve` pages stay untouched, so that running requests can grow before the newcomer has to leave again.
         """
-        needed = self._pages_for(len(state.tokens) + 1)
+        needed = self._pages_for(reach)
         matched: tuple[int, ...] = ()
         computed = draft_computed = 0
         if self._reuse:

@@ -5,6 +5,7 @@ one token is decoding: that token is the root of its tree. Any other lag is made
 """
 
 import heapq
+import math
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from adaserve.scheduling.ledger import PageLedger
 from adaserve.scheduling.need import need
 from adaserve.step import Chunk, Limits, PageGrant, Placement, StepOutcome, StepPlan, StepShape, TokenLogprobs, draft_work
 
-READY_LAG = 16
+READY_LAG = 6
 """Known tokens that the draft may still have to compute when it speculates; behind by more, it catches up first."""
 
 
@@ -92,11 +93,12 @@ class Scheduler:
         chunks = _chunks(backlog, share.prompt_rows)
         if not decoding and not chunks:
             return None
-        drafting, catch_up = self._draft_work(decoding, chunks, share)
-        room = tuple(min(s.remaining - 1, share.depth) for s in decoding)
-        drafts = sum(1 for chunk, most in zip(drafting, room, strict=True) if chunk is not None and most > 0)
-        depth = share.depth if drafts else 0
         nodes = max(0, share.budget - len(decoding) - sum(c.length for c in chunks))
+        room = tuple(min(s.remaining - 1, share.depth) for s in decoding)
+        drafting, catch_up = self._draft_work(decoding, room, chunks, share)
+        # Nobody drafts deeper than anybody can use, nor for a budget that prompts have spent.
+        depth = max((most for chunk, most in zip(drafting, room, strict=True) if chunk is not None), default=0) if nodes else 0
+        drafts = sum(chunk is not None for chunk in drafting)
         shape = self._shape(decoding, chunks, drafting, catch_up, depth, share.width, min(nodes, drafts * depth * share.width))
         predicted = self._latency.predict(shape)
         released, self._released = tuple(self._released), []
@@ -131,8 +133,6 @@ class Scheduler:
             if chunk.draws:
                 token, logprobs = next(draws)
                 progress.append(self._gain(state, (token,), logprobs, now, chunk.slot in failed))
-            elif chunk.slot in failed:
-                progress.append(self._gain(state, (), (), now, True))
         for i, slot in enumerate(plan.decoding):
             state, tokens = self._running[slot], outcome.tokens[i]
             known, accepted = len(state.tokens), len(tokens) - 1
@@ -163,7 +163,7 @@ class Scheduler:
         for state in list(self._running.values()):
             if not state.is_decoding or state.slot is None:
                 continue
-            reach = len(state.tokens) + min(self._policy.scheduling.deepest, state.remaining - 1)
+            reach = self._reach(state)
             while state.slot is not None:
                 grant = self._ledger.grow(state, reach)
                 if grant is not None:
@@ -172,12 +172,19 @@ class Scheduler:
                 self._preempt(next(reversed(self._running.values())))
         return [g for g in grants if g.slot in self._running]
 
+    def _reach(self, state: RequestState) -> int:
+        """How many tokens a request may have after a step: its known ones, the next, and the deepest path that may be accepted.
+
+        A placed request needs as many, for a cached prefix may leave it nothing to compute but the root.
+        """
+        return len(state.tokens) + max(1, min(self._policy.scheduling.deepest, state.remaining - 1))
+
     def _place(self) -> tuple[list[Placement], list[PageGrant]]:
         """Move waiting requests to free slots, in order of arrival, as long as their known tokens find pages."""
         placed, grants = [], []
         while self._waiting and self._slots:
             state = self._waiting[0]
-            if not self._ledger.open(state, reserve=len(self._running)):
+            if not self._ledger.open(state, self._reach(state), reserve=len(self._running)):
                 break
             self._waiting.popleft()
             slot = heapq.heappop(self._slots)
@@ -199,13 +206,16 @@ class Scheduler:
         return placed, grants
 
     def _draft_work(
-        self, decoding: list[RequestState], chunks: list[Chunk], share: Share
+        self, decoding: list[RequestState], room: tuple[int, ...], chunks: list[Chunk], share: Share
     ) -> tuple[list[Chunk | None], list[Chunk]]:
         """What the drafter computes before it can speculate: per decoding request, and for those that are behind."""
         if not share.depth or self._drafting is Drafting.NONE:
             return [None] * len(decoding), []
         if self._drafting is Drafting.LOOKUP:
-            return [Chunk(_slot(s), len(s.tokens) - 1, 1, draws=True) for s in decoding], []
+            return [
+                Chunk(_slot(s), len(s.tokens) - 1, 1, draws=True) if most else None
+                for s, most in zip(decoding, room, strict=True)
+            ], []
         drafting: list[Chunk | None] = []
         catch_up: list[Chunk] = []
         left = max(share.prompt_rows, READY_LAG)
@@ -215,15 +225,17 @@ class Scheduler:
             if length > 0:
                 catch_up.append(Chunk(chunk.slot, state.draft_computed, length))
                 left -= length
-        for state in decoding:
-            slot, lag = _slot(state), len(state.tokens) - state.draft_computed
-            if lag <= READY_LAG:
-                drafting.append(Chunk(slot, state.draft_computed, lag, draws=True))
-                continue
-            drafting.append(None)
-            if left > 0:
-                length = min(left, lag - 1)
-                catch_up.append(Chunk(slot, state.draft_computed, length))
+        behind: list[RequestState] = []
+        for state, most in zip(decoding, room, strict=True):
+            lag = len(state.tokens) - state.draft_computed
+            ready = most > 0 and lag <= READY_LAG
+            drafting.append(Chunk(_slot(state), state.draft_computed, lag, draws=True) if ready else None)
+            if most > 0 and not ready:
+                behind.append(state)
+        for state in sorted(behind, key=lambda s: s.request.targets.tpot or math.inf):  # the strictest target first
+            length = min(left, len(state.tokens) - 1 - state.draft_computed)
+            if length > 0:
+                catch_up.append(Chunk(_slot(state), state.draft_computed, length))
                 left -= length
         return drafting, catch_up
 
