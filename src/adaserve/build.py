@@ -182,7 +182,7 @@ def _draft_vocabulary(config: EngineConfig, target: Decoder) -> int | None:
 def _sizes(config: EngineConfig, models: Models) -> Sizes:
     """Slots, pages and the longest sequence, from what is asked for and what the memory holds."""
     token_bytes = sum(
-        KVPool.row_bytes(layers=m.config.layers, heads=m.config.kv_heads, head_dim=m.config.head_dim, dtype=m.dtype)
+        KVPool.row_bytes(layers=m.config.layers, heads=m.config.kv_heads, head_dim=m.config.head_dim, dtype=m.kv_dtype)
         for m in (models.target, models.draft)
         if m is not None
     )

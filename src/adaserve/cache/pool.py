@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from adaserve.kernels.move import move_rows
+from adaserve.kernels.native import empty_huge
 from adaserve.runtime.batch import TAIL_ROWS
 
 
@@ -27,13 +29,19 @@ class KVPool:
         self.page_size = page_size
         self.tail_start = pages * page_size
         rows = self.tail_start + slots * TAIL_ROWS
-        self.keys = torch.zeros(layers, rows, heads, head_dim, dtype=dtype, device=device)  # [layers, R, KH, hd]
-        self.values = torch.zeros_like(self.keys)  # [layers, R, KH, hd]
+        shape = (layers, rows, heads, head_dim)
+        if torch.device(device).type == "cpu":
+            self.keys, self.values = empty_huge(*shape, dtype=dtype), empty_huge(*shape, dtype=dtype)  # [layers, R, KH, hd]
+        else:
+            self.keys = torch.empty(shape, dtype=dtype, device=device)
+            self.values = torch.empty_like(self.keys)
+        # Not cleared: nobody attends to a row that was not written.
 
     def move(self, source: Tensor, dest: Tensor) -> None:
         """Copy pool rows `source` [m] to rows `dest` [m], in every layer: an accepted path goes from tail to pages."""
-        self.keys[:, dest] = self.keys[:, source]
-        self.values[:, dest] = self.values[:, source]
+        if source.shape[0] > 0:
+            move_rows(self.keys, source, dest)
+            move_rows(self.values, source, dest)
 
     @staticmethod
     def row_bytes(*, layers: int, heads: int, head_dim: int, dtype: torch.dtype) -> int:

@@ -46,7 +46,7 @@ class Decoder:
     norm       [hidden]
     head       hidden -> V; may share the embedding's memory
     table      rotary angles; its length is the longest context that this decoder can serve
-    dtype      of activations, keys and values: float64 for float64 weights; on a CPU float32 otherwise
+    dtype      of activations: float64 for float64 weights; on a CPU float32 otherwise
     """
 
     config: ModelConfig
@@ -63,6 +63,11 @@ class Decoder:
         return self.embedding.device
 
     @property
+    def kv_dtype(self) -> torch.dtype:
+        """Of keys and values: the weights' own."""
+        return self.embedding.dtype
+
+    @property
     def max_positions(self) -> int:
         """The longest context in tokens."""
         return self.table.cos.shape[0]
@@ -76,7 +81,7 @@ class Decoder:
             pages=pages,
             page_size=page_size,
             slots=slots,
-            dtype=self.dtype,
+            dtype=self.kv_dtype,
             device=self.device,
         )
 
