@@ -6,18 +6,10 @@ from dataclasses import replace
 import torch
 
 from adaserve.assembly import Models
-from adaserve.engine import Engine
 from adaserve.request import FinishReason, Request, SamplingParams, Targets
 from tests.engines import Setting, engine_for, random_requests, run, tiny_models
 
 LONG = [SamplingParams(max_tokens=30, temperature=0.7, ignore_eos=True)]
-
-
-def drain(engine: Engine) -> list[tuple[str, FinishReason | None]]:
-    ends = []
-    while (report := engine.step()) is not None:
-        ends += [(u.id, u.finish) for u in report.updates if u.finish is not None]
-    return ends
 
 
 def test_cancel_in_every_phase_changes_nobody_else() -> None:

@@ -42,6 +42,7 @@ SETTINGS = {
     "look-up chain": Setting("spec:3", draft="ngram"),
     "no draft": Setting("adaserve", draft="none"),
     "pages of one": Setting("adaserve", page_size=1, pages=1600),
+    "pre-empted, pages of one": Setting("spec:8", page_size=1, pages=150),
     "big pages": Setting("adaserve", page_size=32, pages=60),
 }
 SAMPLING = {
@@ -54,6 +55,7 @@ SAMPLING = {
         SamplingParams(max_tokens=16, temperature=1.0, min_p=0.05, min_tokens=6, logit_bias={3: 2.0, 50: -100.0}),
         SamplingParams(max_tokens=16, temperature=0.8, repetition_penalty=1.3, presence_penalty=0.4, frequency_penalty=0.2),
         SamplingParams(max_tokens=16, temperature=0.0, frequency_penalty=0.7),
+        SamplingParams(max_tokens=16, temperature=0.0, frequency_penalty=0.5, min_tokens=8, ignore_eos=True),
     ],
 }
 

@@ -177,6 +177,9 @@ def test_every_admitted_request_ends_exactly_once(data: st.DataObject, policy: s
             ended += [p.state.request.id for p in made.cancel({data.draw(st.sampled_from(sorted(open_ids)))})]
         plan = made.plan(float(step))
         made.check()
+        for slot, room in zip(plan.decoding, plan.room, strict=True) if plan is not None else ():
+            state = made._running[slot]
+            assert len(state.tokens) + min(room, plan.depth) <= len(state.pages) * 4, "an accepted path would leave its pages"
         if plan is not None:
             ended += [
                 p.state.request.id

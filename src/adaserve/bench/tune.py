@@ -47,14 +47,16 @@ def grid(base: Constants, profile: Profile) -> list[Constants]:
     curve = profile.verify_ms_by_rows.items()
     budgets = sorted({max(rows for rows, cost in curve if cost <= stretch * one) for stretch in (1.5, 2, 3, 4, 6)})
     found = [base]
-    for rows, draft_rows, c1, (depth, width), n_max, prompt_rows in itertools.product(
-        budgets, (0, 4, 8, 16), (0, 2, 4), ((1, 1), (2, 1), (2, 2), (3, 1), (3, 2), (4, 1)), (1, 2, 4, 8), (8, 16, 32, 64)
+    shapes = ((1, 1), (2, 1), (2, 2), (3, 1), (3, 2), (4, 1))
+    for rows, draft_rows, c1, c2, (depth, width), n_max, prompt_rows in itertools.product(
+        budgets, (0, 4, 8, 16), (0, 2, 4), (0, 1), shapes, (1, 2, 4, 8), (8, 16, 32, 64)
     ):
         candidate = replace(
             base,
             verify_rows=rows,
             draft_rows=draft_rows,
             depth_offset=c1,
+            width_offset=c2,
             depth_max=depth,
             width_max=width,
             per_request=n_max,

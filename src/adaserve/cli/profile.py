@@ -8,6 +8,7 @@ import sys
 
 from adaserve.build import load_parts, machine_constants
 from adaserve.cli.options import add_engine_options, engine_config
+from adaserve.errors import InvalidConfig
 from adaserve.latency import Profile
 
 EXAMPLES = """examples:
@@ -26,7 +27,10 @@ def run(args: argparse.Namespace) -> int:
     """Measure, print a table, save."""
     parts = load_parts(engine_config(args), lambda line: print(line, file=sys.stderr, flush=True), measure=True)
     if args.out:
-        parts.profile.save(args.out)
+        try:
+            parts.profile.save(args.out)
+        except OSError as error:
+            raise InvalidConfig(f"cannot write {args.out}: {error.strerror or error}") from error
     print(table(parts.profile))
     constants = machine_constants(parts.config, parts.profile)
     print(f"budget from the curve: {constants.verify_rows} rows a verification pass, {constants.draft_rows} rows a draft pass")

@@ -1,6 +1,7 @@
 """Find the constants of the `adaserve` policy for a model and a machine: budgets B1 and B2, c1, n_max, depth, width, prompt rows.
 
-A search by real replays of a mixed workload; takes some minutes. `adaserve serve` uses the result through --tuning.
+A search by real replays of a mixed workload; takes some minutes. The engine uses the result from then on with these models on
+this machine, or through --tuning.
 """
 
 import argparse
@@ -14,8 +15,9 @@ import numpy as np
 
 from adaserve.bench.replay import replay, to_requests
 from adaserve.bench.tune import Trial, grid, halving, sample
-from adaserve.build import load_parts, machine_constants
+from adaserve.build import load_parts, machine_constants, tuning_path
 from adaserve.cli.options import add_engine_options, engine_config
+from adaserve.errors import InvalidConfig
 from adaserve.policy.adaptive import Constants
 from adaserve.request import Request
 from adaserve.workload import DEMO_MIX, generate
@@ -30,7 +32,7 @@ EXAMPLES = """examples:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     add_engine_options(parser)
-    parser.add_argument("--out", metavar="FILE", default="tuning.json", help="where the constants go (default: %(default)s)")
+    parser.add_argument("--out", metavar="FILE", help="where the constants go (default: the cache, where the engine looks)")
     parser.add_argument("--candidates", type=int, default=24, metavar="N", help="settings to try (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=8.0, metavar="S", help="length of a first replay (default: %(default)s)")
     parser.add_argument(
@@ -47,12 +49,23 @@ def run(args: argparse.Namespace) -> int:
     def tell(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
+    if args.candidates < 1 or args.seconds <= 0:
+        raise InvalidConfig("--candidates and --seconds must be positive")
+    out = Path(args.out) if args.out else tuning_path(engine_config(args))
+    try:  # before the search, not after it
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.touch()
+    except OSError as error:
+        raise InvalidConfig(f"cannot write {out}: {error.strerror or error}") from error
+    if out.stat().st_size == 0:
+        out.unlink()
     parts = load_parts(engine_config(args), tell)
     baseline = parts.profile.baseline_ms_per_token / 1e3
 
     def workload(number: int, seconds: float, rate: float) -> Sequence[tuple[float, Request]]:
         drawn = generate(DEMO_MIX, rate, seconds, np.random.default_rng([args.seed, number]))
-        return to_requests(drawn, parts.tokenizer, baseline, parts.eos_ids, temperature=0.0, seed=args.seed)
+        timed = to_requests(drawn, parts.tokenizer, baseline, parts.eos_ids, temperature=0.0, seed=args.seed)
+        return [(at, r) for at, r in timed if len(r.prompt) + r.sampling.max_tokens <= parts.sizes.length]
 
     rate = args.rate
     if rate is None:
@@ -84,8 +97,8 @@ def run(args: argparse.Namespace) -> int:
         "profile": parts.profile.to_json(),
         "trials": [{"round": t.round, "constants": vars(t.constants), **vars(t.score)} for t in trials],
     }
-    Path(args.out).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(f"{args.out}: {brief(best)}")
+    out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(f"{out}: {brief(best)}")
     return 0
 
 
