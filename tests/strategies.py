@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import torch
 from hypothesis import strategies as st
-from tests.oracles.algorithm1 import Tree
 
 from adaserve.step import Limits, Order
 from adaserve.tree import ROOT, CandidateTree
+from tests.oracles.algorithm1 import Tree
 
 TIED = (1.0, 0.5, 0.25)
 """Edge probabilities that make many ties, and whose products and small sums are exact in floating point."""

@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.strategies import candidate_trees, random_candidates, seeds
 
 from adaserve.tree import MAX_NODES, ROOT, CandidateTree, DraftTree, ancestor_mask, edge_prob, pack
+from tests.strategies import candidate_trees, random_candidates, seeds
 
 
 def random_choice(rng: random.Random, candidates: CandidateTree) -> torch.Tensor:

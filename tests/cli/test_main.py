@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.server.tiny import write_model, write_profile
 
 from adaserve.cli.main import COMMANDS, installed, main
+from tests.server.tiny import write_model, write_profile
 
 
 @pytest.fixture(scope="module")

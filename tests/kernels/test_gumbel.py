@@ -4,10 +4,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.oracles import sampling as oracle
 
 from adaserve.kernels import gumbel, native
 from adaserve.kernels.gumbel import greedy_argmax, perturbed_argmax, perturbed_argmax_twin
+from tests.oracles import sampling as oracle
 
 needs_native = pytest.mark.skipif(native.library("gumbel") is None, reason="no C++ compiler")
 

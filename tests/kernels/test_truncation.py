@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.oracles import sampling as oracle
 
 from adaserve.kernels.gumbel import perturbed_argmax, perturbed_argmax_twin
 from adaserve.kernels.truncation import Truncation, truncate
 from adaserve.request import SamplingParams
+from tests.oracles import sampling as oracle
 
 
 def rows(seed: int, count: int, vocab_size: int, scale: float, steps: float | None, dtype: torch.dtype) -> torch.Tensor:

@@ -5,11 +5,11 @@ from typing import Any
 
 import gguf
 import torch
-from tests.batches import causal_batch
 from torch import Tensor
 
 from adaserve.models.config import ModelConfig
 from adaserve.models.decoder import Decoder
+from tests.batches import causal_batch
 
 SMALL = {
     "num_hidden_layers": 2,

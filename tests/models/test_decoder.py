@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.models.checkpoints import FAMILIES, huggingface_model, run
 
 from adaserve.models.load import load_decoder
 from adaserve.models.registry import resolve
+from tests.models.checkpoints import FAMILIES, huggingface_model, run
 
 TOKENS = torch.randint(100, (20,), generator=torch.Generator().manual_seed(1)).tolist()
 

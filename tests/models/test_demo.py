@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.models.checkpoints import run
 
 from adaserve.errors import ModelNotFound
 from adaserve.models.decoder import Decoder
@@ -12,6 +11,7 @@ from adaserve.models.load import describe, load_decoder, load_draft, read_config
 from adaserve.models.pull import pull
 from adaserve.models.registry import ModelSource, resolve_draft
 from adaserve.models.tokenizer import Tokenizer, load_tokenizer
+from tests.models.checkpoints import run
 
 pytestmark = pytest.mark.e2e
 

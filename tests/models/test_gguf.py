@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.models.checkpoints import run, write_gguf
 
 from adaserve.errors import InvalidModel
 from adaserve.models.config import ModelConfig
@@ -21,6 +20,7 @@ from adaserve.models.random import random_weights, tiny_config
 from adaserve.models.registry import Format, ModelSource
 from adaserve.models.rope import FrequencyFactors, Llama3Scaling, Rope
 from adaserve.models.weights import assemble
+from tests.models.checkpoints import run, write_gguf
 
 Quantisation = gguf.GGMLQuantizationType
 TOKENS = [3, 1, 4, 1, 5, 9, 2, 6]

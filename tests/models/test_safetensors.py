@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.models.checkpoints import huggingface_model, run
 
 from adaserve.errors import AdaServeError, InvalidModel, ModelNotFound
 from adaserve.models.load import ModelInfo, describe, load_decoder, load_draft
 from adaserve.models.registry import Format, ModelSource
 from adaserve.models.safetensors import folder_config
+from tests.models.checkpoints import huggingface_model, run
 
 TOKENS = [3, 1, 4, 1, 5, 9, 2, 6]
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tests.models.checkpoints import run
 from torch import Tensor
 
 from adaserve.errors import AdaServeError, InvalidConfig, InvalidModel
@@ -10,6 +9,7 @@ from adaserve.models.config import ModelConfig
 from adaserve.models.decoder import Decoder
 from adaserve.models.random import noisy_copy, random_weights, tiny_config
 from adaserve.models.weights import EMBEDDING, HEAD, assemble, draft_config
+from tests.models.checkpoints import run
 
 TOKENS = [3, 1, 4, 1, 5, 9, 2, 6]
 

@@ -7,10 +7,9 @@ throughput phase by the number of nodes that the request holds, then by index.
 from collections.abc import Sequence
 from heapq import heappop, heappush
 
-from tests.oracles.algorithm1 import Tree
-
 from adaserve.step import Limits, Order
 from adaserve.tree import MAX_NODES
+from tests.oracles.algorithm1 import Tree
 
 
 class Frontier:

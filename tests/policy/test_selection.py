@@ -6,14 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 from hypothesis import given, settings
-from tests.oracles.algorithm1 import algorithm1, total
-from tests.oracles.algorithm2 import algorithm2
-from tests.oracles.brute_force import brute_force
-from tests.strategies import Batch, batches, is_connected, node_sets, plain, random_batch, random_candidates, seeds
 
 from adaserve.policy.selection import ChainSelection, Selected, Selection, SloSelection
 from adaserve.step import Limits, Order
 from adaserve.tree import MAX_NODES, CandidateTree
+from tests.oracles.algorithm1 import algorithm1, total
+from tests.oracles.algorithm2 import algorithm2
+from tests.oracles.brute_force import brute_force
+from tests.strategies import Batch, batches, is_connected, node_sets, plain, random_batch, random_candidates, seeds
 
 slo_selection = SloSelection()
 chain_selection = ChainSelection()

@@ -2,9 +2,9 @@ import math
 
 import pytest
 import torch
-from tests.oracles import sampling as oracle
 
 from adaserve.runtime.logprobs import token_logprobs
+from tests.oracles import sampling as oracle
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])

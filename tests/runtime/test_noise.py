@@ -4,9 +4,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
-from tests.oracles import sampling as oracle
 
 from adaserve.runtime.noise import _shift, gumbel_at, gumbel_noise, noise_key, uniform_at
+from tests.oracles import sampling as oracle
 
 WORDS = st.integers(-(2**63), 2**63 - 1)
 SMALL = st.integers(0, 2**31)

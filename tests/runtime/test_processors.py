@@ -1,10 +1,10 @@
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.oracles import sampling as oracle
 
 from adaserve.request import SamplingParams
 from adaserve.runtime import processors
+from tests.oracles import sampling as oracle
 
 
 def column(values: list) -> torch.Tensor:

@@ -6,8 +6,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from tests.oracles import sampling as oracle
-from tests.oracles.drafts import Node, ToyTarget, packed, path_of, random_nodes
 
 from adaserve.request import SamplingParams
 from adaserve.runtime.sampling import DrawRows, Draws, History, draw, process
@@ -15,6 +13,8 @@ from adaserve.runtime.table import SamplingTable
 from adaserve.speculation.verifier import verify
 from adaserve.step import Placement
 from adaserve.tree import DraftTree
+from tests.oracles import sampling as oracle
+from tests.oracles.drafts import Node, ToyTarget, packed, path_of, random_nodes
 
 VOCAB = 24
 

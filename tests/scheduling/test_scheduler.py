@@ -5,7 +5,6 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.engines import PROFILE
 
 from adaserve.latency import LatencyModel
 from adaserve.pages import PagePool
@@ -16,6 +15,7 @@ from adaserve.request import FinishReason, Request, RequestState, SamplingParams
 from adaserve.scheduling.need import need
 from adaserve.scheduling.scheduler import READY_LAG, Drafting, Scheduler
 from adaserve.step import Drafted, PhaseTimes, StepOutcome, StepPlan, StepShape
+from tests.engines import PROFILE
 
 
 def request(name: str, prompt: int, output: int = 8, tpot: float | None = None, stem: int = 0) -> Request:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from tests.server.launch import Server
 from tests.server.tiny import write_model, write_profile
 

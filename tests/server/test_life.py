@@ -15,10 +15,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.server.conftest import KEY
-from tests.server.launch import Server
 
 from adaserve.server.monitor import Monitor
+from tests.server.conftest import KEY
+from tests.server.launch import Server
 
 LONG = {"model": "tiny", "prompt": "fox", "max_tokens": 500, "ignore_eos": True}
 

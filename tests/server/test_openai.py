@@ -5,6 +5,7 @@ import json
 
 import openai
 import pytest
+
 from tests.server.conftest import KEY
 from tests.server.launch import Server
 

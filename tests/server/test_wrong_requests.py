@@ -9,9 +9,9 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.server.launch import Server
 
 from adaserve.server.auth import PUBLIC
+from tests.server.launch import Server
 
 TEXT = {"model": "tiny", "prompt": "fox", "max_tokens": 2}
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}

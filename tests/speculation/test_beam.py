@@ -9,11 +9,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.oracles.algorithm1 import algorithm1, total
-from tests.strategies import plain
 
 from adaserve.speculation.beam import Beam, BeamRows
 from adaserve.tree import MAX_NODES, ROOT, CandidateTree, Source
+from tests.oracles.algorithm1 import algorithm1, total
+from tests.strategies import plain
 
 Path = tuple[int, ...]
 

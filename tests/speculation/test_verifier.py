@@ -5,12 +5,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.oracles import sampling as oracle
-from tests.oracles.drafts import Node, ToyTarget, packed, path_of, random_nodes
 
 from adaserve.runtime.noise import gumbel_noise
 from adaserve.speculation.verifier import verify
 from adaserve.tree import ROOT
+from tests.oracles import sampling as oracle
+from tests.oracles.drafts import Node, ToyTarget, packed, path_of, random_nodes
 
 
 @given(st.integers(0, 10**9), st.integers(1, 5), st.integers(0, 7), st.integers(0, 3))
