@@ -51,7 +51,7 @@ class SLO:
             if value is not None:
                 _require(
                     _is_number(value) and LEAST_TARGET <= value <= MOST_TARGET,
-                    f"slo.{item.name} must be a finite positive number, {LEAST_TARGET:g} to at most {MOST_TARGET:g}, got {value!r}",
+                    f"slo.{item.name} must be a finite positive number from {LEAST_TARGET:g} to at most {MOST_TARGET:g}: {value!r}",
                     f"slo.{item.name}",
                 )
         _require(
