@@ -49,9 +49,10 @@ class SLO:
         for item in fields(self):
             value = getattr(self, item.name)
             if value is not None:
+                wanted = f"a finite positive number, at least {LEAST_TARGET:g} and at most {MOST_TARGET:g}"
                 _require(
                     _is_number(value) and LEAST_TARGET <= value <= MOST_TARGET,
-                    f"slo.{item.name} must be a finite positive number from {LEAST_TARGET:g} to at most {MOST_TARGET:g}: {value!r}",
+                    f"slo.{item.name} must be {wanted}, got {value!r}",
                     f"slo.{item.name}",
                 )
         _require(
