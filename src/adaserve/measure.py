@@ -39,7 +39,7 @@ def measure_profile(
         draft_step_ms_by_rows={rows: seconds * 1e3 for rows, seconds in curves.draft.items()},
         draft_attention_ms_per_1000_context_tokens=curves.draft_attention * 1e6,
         step_overhead_ms=curves.overhead * 1e3,
-        residual_cv=0.05,
+        residual_cv=curves.spread,
         baseline_ms_per_token=curves.verify[1] * 1e3,
     )
     plain = make_policy("continuous", Constants(verify_rows=1, draft_rows=0))

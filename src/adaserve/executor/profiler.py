@@ -7,7 +7,7 @@ step and the draw are inside the measured phases, as they are when serving.
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from statistics import median
+from statistics import median, pstdev
 
 import torch
 
@@ -26,13 +26,17 @@ WARM_UP = 2
 
 @dataclass(frozen=True)
 class Curves:
-    """Measured seconds: by rows of the target's pass and of one draft pass, and what a paged token costs in each."""
+    """Measured seconds: by rows of the target's pass and of one draft pass, and what a paged token costs in each.
+
+    spread: standard deviation of like passes over their median, the median of all points.
+    """
 
     verify: Mapping[int, float]
     attention: float
     draft: Mapping[int, float]
     draft_attention: float
     overhead: float
+    spread: float
 
 
 class Profiler:
@@ -57,6 +61,7 @@ class Profiler:
         """Measure everything; `progress` hears a line now and then."""
         short, long = min(SHORT, self._length // 4), min(LONG, self._length // 2)
         verify: dict[int, float] = {}
+        spreads: list[float] = []
         overhead = 0.0
         for rows in ROWS:
             requests = min(rows, self._slots, self._fitting(short))
@@ -64,6 +69,7 @@ class Profiler:
                 break
             times = [o.times for o in self._time(requests, short, rows=rows)]
             verify[rows] = median(t.verify for t in times)
+            spreads.append(pstdev(t.verify for t in times) / verify[rows])
             overhead = max(overhead, median(t.commit + t.select for t in times))
             progress(f"target, {rows} rows: {verify[rows] * 1e3:.1f} ms")
         requests = min(8, self._slots, self._fitting(long))
@@ -91,6 +97,7 @@ class Profiler:
             draft={rows: max(t - draft_slope * short * rows, t / 2) for rows, t in draft.items()},
             draft_attention=draft_slope,
             overhead=overhead,
+            spread=median(spreads),
         )
 
     def _fitting(self, context: int) -> int:
