@@ -2,7 +2,8 @@
 
     .venv/bin/python benchmarks/cpu_vs_vllm.py --vllm-python vllm-env/bin/python --vllm-model FOLDER [--rounds 3]
 
-FOLDER holds the demo target in Hugging Face layout, bfloat16 (benchmarks/cpu_peer_vllm.py says how to set vLLM up). Code prompts
+FOLDER holds the demo target in Hugging Face layout, bfloat16, as benchmarks/export_demo.py writes it; benchmarks/cpu_peer_vllm.py
+says how to set vLLM up. Code prompts
 of the project's own, greedy, 64 output tokens, end of text ignored, prefix reuse off. A round runs vLLM with one request, vLLM
 with 32, and then this engine with each of its settings; medians over rounds come as ratios to vLLM, for absolute times drift.
 
