@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from adaserve.assembly import Models, Sizes, assemble_engine
+from adaserve.assembly import Models, Sizes, assemble_engine, make_executor
 from adaserve.clock import WallClock
 from adaserve.engine import Engine
 from adaserve.latency import Profile
@@ -47,6 +47,7 @@ class Setting:
     pages: int = 400
     page_size: int = 4
     prefix_caching: bool = True
+    padded: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,9 @@ def engine_for(models: Models, setting: Setting, policy: Policy | None = None) -
     }[setting.draft]
     sizes = Sizes(setting.slots, 200, setting.pages, setting.page_size)
     made = policy or make_policy(setting.policy, setting.constants, setting.overrides)
-    return assemble_engine(used, sizes, made, PROFILE, clock=WallClock(), prefix_caching=setting.prefix_caching)
+    clock = WallClock()
+    executor = make_executor(used, sizes, clock, padded=setting.padded or None)
+    return assemble_engine(used, sizes, made, PROFILE, clock=clock, executor=executor, prefix_caching=setting.prefix_caching)
 
 
 def random_requests(rng: random.Random, count: int, sampling: Sequence[SamplingParams]) -> list[Request]:
@@ -91,6 +94,7 @@ def random_requests(rng: random.Random, count: int, sampling: Sequence[SamplingP
                 seed=rng.getrandbits(63),
                 arrived=0.0,
                 choice=rng.randint(0, 2),
+                slo_class=f"class {index % 3}",
                 stop_ids=() if params.ignore_eos else (rng.randrange(VOCABULARY),),
             )
         )

@@ -24,7 +24,6 @@ def small(**changes: int) -> Constants:
 
 SETTINGS = {
     "continuous": Setting("continuous"),
-    "spec1": Setting("spec:1"),
     "spec4": Setting("spec:4"),
     "spec8 one slot": Setting("spec:8", slots=1),
     "adaserve": Setting("adaserve"),
@@ -34,7 +33,6 @@ SETTINGS = {
     "depth 0": Setting("adaserve", overrides=Overrides(depth=0)),
     "tiny budget": Setting("adaserve", constants=small(verify_rows=9)),
     "single-row chunks": Setting("adaserve", constants=small(prompt_rows=1, idle_prompt_rows=1)),
-    "easiest first": Setting("adaserve", overrides=Overrides(order=Order.EASIEST)),
     "attainable first": Setting("adaserve", overrides=Overrides(order=Order.ATTAINABLE)),
     "pre-empted": Setting("adaserve", pages=40),
     "pre-empted, no reuse": Setting("spec:3", pages=36, prefix_caching=False),
@@ -43,7 +41,16 @@ SETTINGS = {
     "no draft": Setting("adaserve", draft="none"),
     "pages of one": Setting("adaserve", page_size=1, pages=1600),
     "pre-empted, pages of one": Setting("spec:8", page_size=1, pages=150),
-    "big pages": Setting("adaserve", page_size=32, pages=60),
+    "padded": Setting("adaserve", padded=True),
+    "padded chain, pre-empted": Setting("spec:4", pages=40, padded=True),
+    "padded look-up": Setting("adaserve", draft="ngram", padded=True),
+    "padded, plain": Setting("continuous", padded=True),
+    "throughput, big pages": Setting("throughput", page_size=32, pages=60),
+    "sarathi": Setting("sarathi", overrides=Overrides(budget=11)),
+    "specinfer": Setting("specinfer"),
+    "vtc, pre-empted": Setting("vtc", pages=36),
+    "priority, pre-empted for slots": Setting("priority", slots=4),
+    "fastserve, pre-empted for slots": Setting("fastserve", slots=4, overrides=Overrides(budget=3), prefix_caching=False),
 }
 SAMPLING = {
     0.0: [SamplingParams(max_tokens=m, temperature=0.0, min_tokens=1) for m in (1, 5, 24)],

@@ -15,8 +15,8 @@ def random_choice(rng: random.Random, candidates: CandidateTree) -> torch.Tensor
     """Some connected choice of real nodes, [n, N]."""
     keen = rng.random()
     chosen = torch.zeros_like(candidates.token, dtype=torch.bool)
-    for i in range(candidates.requests):
-        for column in range(candidates.columns):
+    for i in range(len(candidates.token)):
+        for column in range(candidates.token.shape[1]):
             parent = int(candidates.parent[i, column])
             reachable = parent == ROOT or bool(chosen[i, parent])
             chosen[i, column] = reachable and candidates.path_prob[i, column] > 0 and rng.random() < keen
@@ -26,11 +26,11 @@ def random_choice(rng: random.Random, candidates: CandidateTree) -> torch.Tensor
 def plain_pack(candidates: CandidateTree, chosen: torch.Tensor, root_token: torch.Tensor) -> list[dict[str, int]]:
     """The same rows as `pack`, one at a time."""
     rows: list[dict[str, int]] = []
-    for i in range(candidates.requests):
+    for i in range(len(candidates.token)):
         root = len(rows)
         rows.append(dict(token=int(root_token[i]), parent=root, row=i, depth=0, node=0, mask=0, column=0))
         place = {ROOT: root}
-        for column in range(candidates.columns):
+        for column in range(candidates.token.shape[1]):
             if chosen[i, column]:
                 parent = place[int(candidates.parent[i, column])]
                 place[column] = len(rows)
@@ -55,7 +55,7 @@ def rows_of(tree: DraftTree) -> list[dict[str, int]]:
 
 
 def random_packing(rng: random.Random, candidates: CandidateTree) -> tuple[torch.Tensor, torch.Tensor]:
-    root_token = torch.tensor([rng.randint(0, 9) for _ in range(candidates.requests)], dtype=torch.int64)
+    root_token = torch.tensor([rng.randint(0, 9) for _ in range(len(candidates.token))], dtype=torch.int64)
     return random_choice(rng, candidates), root_token
 
 
@@ -92,7 +92,7 @@ def test_pack_loses_nothing(candidates: CandidateTree, rng: random.Random) -> No
 
 @given(candidate_trees(), seeds(), st.integers(0, 70))
 def test_padding_of_a_static_size_is_harmless(candidates: CandidateTree, rng: random.Random, spare: int) -> None:
-    n = candidates.requests
+    n = len(candidates.token)
     chosen, root_token = random_packing(rng, candidates)
     exact = pack(candidates, chosen, root_token)
     padded = pack(candidates, chosen, root_token, size=exact.rows + spare)
@@ -104,7 +104,7 @@ def test_padding_of_a_static_size_is_harmless(candidates: CandidateTree, rng: ra
         assert row == dict(token=0, parent=at, row=n, depth=1, node=0, mask=0, column=0)
     # Verification's walk from the roots, with draws that match wherever they can, reaches all real rows and no padding.
     reached = padded.depth == 0
-    for _ in range(candidates.columns):
+    for _ in range(candidates.token.shape[1]):
         reached = reached | reached[padded.parent]
     assert reached.tolist() == [True] * exact.rows + [False] * spare
 
@@ -144,9 +144,9 @@ def test_edge_probabilities_multiply_to_path_probabilities(candidates: Candidate
     edge = edge_prob(candidates)
     assert ((edge >= 0) & (edge <= 1)).all()
     assert torch.equal(edge > 0, candidates.path_prob > 0)
-    for i in range(candidates.requests):
-        f = [1.0] * (candidates.columns + 1)  # the root's stands last, where index ROOT finds it
-        for column in range(candidates.columns):
+    for i in range(len(candidates.token)):
+        f = [1.0] * (candidates.token.shape[1] + 1)  # the root's stands last, where index ROOT finds it
+        for column in range(candidates.token.shape[1]):
             f[column] = f[int(candidates.parent[i, column])] * float(edge[i, column])
         assert f[:-1] == pytest.approx(candidates.path_prob[i].tolist(), rel=1e-12)
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from adaserve.cache.pool import KVPool
 from adaserve.clock import Clock
 from adaserve.engine import Engine
 from adaserve.executor.device import DeviceExecutor
@@ -9,6 +10,10 @@ from adaserve.latency import LatencyModel, Profile
 from adaserve.models.decoder import Decoder
 from adaserve.pages import PagePool
 from adaserve.policy.policy import Policy
+from adaserve.runtime.batch import TAIL_ROWS
+from adaserve.runtime.passes import GraphPasses, Passes, PlainPasses
+from adaserve.runtime.slots import SlotTable
+from adaserve.runtime.stopwatch import ClockStopwatch, EventStopwatch
 from adaserve.scheduling.scheduler import Drafting, Scheduler
 from adaserve.speculation.drafter import Drafter
 from adaserve.speculation.lookup import LookupDrafter
@@ -39,21 +44,42 @@ class Sizes:
     page_size: int
 
 
-def make_executor(models: Models, sizes: Sizes, clock: Clock) -> DeviceExecutor:
-    """Give the models their KV pools and wire the drafter."""
-    pages = {"pages": sizes.pages, "page_size": sizes.page_size, "slots": sizes.slots}
-    drafter: Drafter | None = None
-    if models.draft is not None:
-        drafter = ModelDrafter(models.draft, models.draft.new_pool(**pages), sizes.slots, models.draft_vocabulary)
-    elif models.lookup:
-        drafter = LookupDrafter(NgramDrafter())
-    return DeviceExecutor(
-        target=models.target,
-        pool=models.target.new_pool(**pages),
-        drafter=drafter,
+def make_executor(models: Models, sizes: Sizes, clock: Clock, *, padded: bool | None = None) -> DeviceExecutor:
+    """Give the models their KV pools and wire the drafter.
+
+    padded: whether batches are padded to shapes that the host knows beforehand, at the cost of one spare slot and page; None
+    for what suits the device. A GPU's graphs need it.
+    """
+    device = models.target.device
+    gpu = device.type == "cuda"
+    spare = gpu if padded is None else padded
+    pages = {"pages": sizes.pages + spare, "page_size": sizes.page_size, "slots": sizes.slots + spare}
+    table = SlotTable(
         slots=sizes.slots,
         length=sizes.length,
+        page_size=sizes.page_size,
+        device=device,
+        spare_page=sizes.pages if spare else None,
+    )
+
+    def passes(decoder: Decoder, pool: KVPool) -> Passes:
+        return GraphPasses(decoder, pool, pool.tail_start + sizes.slots * TAIL_ROWS) if gpu else PlainPasses(decoder, pool)
+
+    drafter: Drafter | None = None
+    if models.draft is not None:
+        pool = models.draft.new_pool(**pages)
+        drafter = ModelDrafter(models.draft, pool, passes(models.draft, pool), sizes.slots, models.draft_vocabulary)
+    elif models.lookup:
+        drafter = LookupDrafter(NgramDrafter())
+    pool = models.target.new_pool(**pages)
+    return DeviceExecutor(
+        target=models.target,
+        pool=pool,
+        passes=passes(models.target, pool),
+        drafter=drafter,
+        table=table,
         clock=clock,
+        stopwatch=EventStopwatch() if gpu else ClockStopwatch(clock),
     )
 
 

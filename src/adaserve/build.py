@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -106,6 +107,18 @@ def load_parts(config: EngineConfig, progress: Callable[[str], None], *, measure
         torch.set_num_threads(threads)  # float64 has no native kernels
     else:
         use_threads(threads)
+    try:
+        return _load_parts(config, device, dtype, progress, measure)
+    except torch.cuda.OutOfMemoryError as error:
+        raise InvalidConfig(
+            "the GPU's memory does not hold these models and their cache: lower --kv-tokens, --max-num-seqs or --max-model-len, "
+            "end what else uses the GPU, or take a smaller model"
+        ) from error
+
+
+def _load_parts(
+    config: EngineConfig, device: torch.device, dtype: torch.dtype, progress: Callable[[str], None], measure: bool
+) -> Parts:
     source = resolve(config.model)
     draft_source = _draft_source(config, source)
     progress(f"loading {source.path}")
@@ -127,7 +140,8 @@ def load_parts(config: EngineConfig, progress: Callable[[str], None], *, measure
         path.parent.mkdir(parents=True, exist_ok=True)
         profile.save(path)
     drafter = "look-up" if models.lookup else "no draft" if draft is None else f"{draft.config.layers}-layer draft"
-    words = f"{config.model} on {device.type}, {str(dtype).removeprefix('torch.')}, {drafter}, kernels {native_status()}"
+    kernels = "Triton" if device.type == "cuda" else native_status()
+    words = f"{config.model} on {device.type}, {str(dtype).removeprefix('torch.')}, {drafter}, kernels {kernels}"
     return Parts(config, models, sizes, executor, tokenizer, profile, clock, words)
 
 
@@ -155,9 +169,11 @@ def build_engine(config: EngineConfig, progress: Callable[[str], None] = lambda 
 def _device(config: EngineConfig) -> torch.device:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise InvalidConfig("no CUDA device was found: use --device cpu")
-    if config.device == "cuda":
-        raise InvalidConfig("the CUDA executor is not there yet: use --device cpu")
-    return torch.device("cpu")
+    if config.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if find_spec("triton") is None:
+        raise InvalidConfig("the GPU's kernels need Triton: pip install triton, or use --device cpu")
+    return torch.device("cuda")
 
 
 def _draft_source(config: EngineConfig, source: ModelSource) -> ModelSource | str | None:
@@ -246,7 +262,7 @@ def machine_constants(config: EngineConfig, profile: Profile) -> Constants:
     """The policy's constants: from the tuning named, else cached, else shipped for a known model, else from the profile."""
     if config.tuning is not None:
         return load_constants(config.tuning)
-    shipped = TUNINGS / f"{config.model}-cpu.json"
+    shipped = TUNINGS / f"{config.model}-{_device(config).type}.json"
     for path in (tuning_path(config), shipped if config.model in KNOWN and config.draft is None else None):
         if path is not None and path.is_file():
             return load_constants(path)

@@ -136,17 +136,18 @@ class Engine:
             return self._report(cancelled, None, (), started) if cancelled else None
         planned = self._clock.now()
         candidates = self._executor.speculate(plan)  # draft model: d beam steps of width w
-        need = torch.tensor(plan.need, dtype=torch.float64, device=candidates.path_prob.device)  # [n]
+        device = candidates.path_prob.device
+        need = torch.tensor(plan.need, dtype=torch.float64, pin_memory=device.type == "cuda").to(device, non_blocking=True)  # [n]
         selected = self._policy.selection(candidates, need, plan.limits)  # which nodes deserve the target's time
         verdict = self._executor.verify(plan, candidates, selected.chosen)  # target: trees and prompt chunks, one pass
+        slo_selected = selected.slo.sum(1).to("cpu", non_blocking=True)  # [n], on the host once commit has waited
         outcome = self._executor.commit(plan, verdict)  # keep accepted KV; tokens reach the host here
         now = self._clock.now()
         progress = self._scheduler.record(outcome, now)
         bookkeeping = planned - started + self._clock.now() - now
         outcome = replace(outcome, times=replace(outcome.times, schedule=bookkeeping))
         self._latency.observe(outcome.shape, outcome.times)
-        slo_selected = tuple(selected.slo.sum(1).tolist())
-        return self._report(cancelled + progress, outcome, slo_selected, now)
+        return self._report(cancelled + progress, outcome, tuple(slo_selected.tolist()), now)
 
     def _report(
         self, progress: list[Progress], outcome: StepOutcome | None, slo_selected: tuple[int, ...], now: float

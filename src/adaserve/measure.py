@@ -29,6 +29,7 @@ def measure_profile(
         length=sizes.length,
         vocab_size=models.target.config.vocab_size,
         drafts=models.draft is not None,
+        device=models.target.device,
     )
     curves = profiler.curves(progress)
     profile = Profile(

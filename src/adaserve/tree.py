@@ -49,16 +49,6 @@ class CandidateTree:
         ids = torch.zeros(n, 0, dtype=torch.int64, device=device)  # [n, 0]
         return CandidateTree(ids, ids, ids, ids.double(), ids)
 
-    @property
-    def requests(self) -> int:
-        """n, how many requests."""
-        return self.token.shape[0]
-
-    @property
-    def columns(self) -> int:
-        """N, how many candidate columns each request has, padding included."""
-        return self.token.shape[1]
-
 
 @dataclass(frozen=True)
 class DraftTree:

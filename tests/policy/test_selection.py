@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from adaserve.policy.selection import ChainSelection, Selected, Selection, SloSelection
+from adaserve.policy.selection import ChainSelection, LikelihoodSelection, Selected, Selection, SloSelection
 from adaserve.step import Limits, Order
 from adaserve.tree import MAX_NODES, CandidateTree
 from tests.oracles.algorithm1 import algorithm1, total
@@ -17,6 +17,8 @@ from tests.strategies import Batch, batches, is_connected, node_sets, plain, ran
 
 slo_selection = SloSelection()
 chain_selection = ChainSelection()
+likelihood_selection = LikelihoodSelection()
+selections = pytest.mark.parametrize("selection", [slo_selection, chain_selection, likelihood_selection])
 
 
 def select(selection: Selection, batch: Batch) -> Selected:
@@ -62,7 +64,7 @@ def test_equals_algorithm2_on_trees_larger_than_a_mask() -> None:
         assert_equals_algorithm2(random_batch(rng, max_requests=4, max_columns=2 * MAX_NODES))
 
 
-@pytest.mark.parametrize("selection", [slo_selection, chain_selection])
+@selections
 @given(batch=batches(max_columns=80))
 def test_is_lawful(selection: Selection, batch: Batch) -> None:
     assert_lawful(batch, select(selection, batch))
@@ -71,7 +73,7 @@ def test_is_lawful(selection: Selection, batch: Batch) -> None:
 @given(batches())
 def test_spends_the_whole_budget_if_it_can(batch: Batch) -> None:
     real = int((batch.candidates.path_prob > 0).sum())
-    for selection in (slo_selection, chain_selection):
+    for selection in (slo_selection, chain_selection, likelihood_selection):
         assert int(select(selection, batch).chosen.sum()) == min(batch.limits.nodes, real)
 
 
@@ -177,7 +179,7 @@ def test_need_is_capped_at_depth_plus_one() -> None:
     assert slo_selection(candidates, need, Limits(nodes=4, per_request=4, depth=2)).slo.tolist() == [[True, True, False, False]]
 
 
-@pytest.mark.parametrize("selection", [slo_selection, chain_selection])
+@selections
 @pytest.mark.parametrize("nodes", [100, 1000])
 def test_no_request_gets_more_nodes_than_a_mask_holds(selection: Selection, nodes: int) -> None:
     """Whether the budget is short of the candidates or not; the other request gets what the long one may not have."""
@@ -201,3 +203,21 @@ def test_chains_do_not_look_at_needs_or_the_size_of_probabilities(batch: Batch) 
     flat = replace(batch.candidates, path_prob=(batch.candidates.path_prob > 0).double())
     blind = chain_selection(flat, torch.zeros_like(batch.need), batch.limits)
     assert torch.equal(blind.chosen, select(chain_selection, batch).chosen)
+
+
+@given(batches())
+def test_likelihood_takes_the_likeliest_nodes_of_the_batch(batch: Batch) -> None:
+    """No other choice of as many nodes has a larger expected gain, and targets change nothing."""
+    selected = select(likelihood_selection, batch)
+    f = batch.candidates.path_prob.flatten().sort(descending=True).values
+    best = f[: max(batch.limits.nodes, 0)].sum()
+    assert float(batch.candidates.path_prob[selected.chosen].sum()) == pytest.approx(float(best), abs=1e-12)
+    assert not selected.slo.any()
+    other = likelihood_selection(batch.candidates, batch.need + 3, batch.limits)
+    assert torch.equal(other.chosen, selected.chosen)
+
+
+@given(batches())
+def test_without_targets_the_papers_selection_is_the_likeliest(batch: Batch) -> None:
+    free = slo_selection(batch.candidates, torch.zeros_like(batch.need), batch.limits)
+    assert torch.equal(free.chosen, select(likelihood_selection, batch).chosen)

@@ -1,48 +1,18 @@
 """The scheduler alone: needs, shares, prefix reuse, pre-emption, with outcomes made up by the test."""
 
-import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adaserve.latency import LatencyModel
-from adaserve.pages import PagePool
 from adaserve.policy.adaptive import AdaptiveScheduling, Constants
-from adaserve.policy.library import make_policy
 from adaserve.policy.policy import Demand
-from adaserve.request import FinishReason, Request, RequestState, SamplingParams, Targets
+from adaserve.request import FinishReason, RequestState
 from adaserve.scheduling.need import need
-from adaserve.scheduling.scheduler import READY_LAG, Drafting, Scheduler
-from adaserve.step import Drafted, PhaseTimes, StepOutcome, StepPlan, StepShape
-from tests.engines import PROFILE
-
-
-def request(name: str, prompt: int, output: int = 8, tpot: float | None = None, stem: int = 0) -> Request:
-    tokens = tuple(random.Random(stem).choices(range(50), k=prompt))
-    return Request(name, tokens, SamplingParams(max_tokens=output), Targets(tpot=tpot), seed=0, arrived=0.0)
-
-
-def scheduler(policy: str = "adaserve", pages: int = 100, slots: int = 4, reuse: bool = True, **constants: int) -> Scheduler:
-    settled = Constants(**{"verify_rows": 24, "draft_rows": 8, "prompt_rows": 6, "idle_prompt_rows": 12, **constants})
-    return Scheduler(
-        policy=make_policy(policy, settled),
-        latency=LatencyModel(PROFILE),
-        pages=PagePool(pages, 4),
-        slots=slots,
-        drafting=Drafting.MODEL,
-        reuse_prefixes=reuse,
-    )
-
-
-def outcome(plan: StepPlan, gained: int = 1) -> StepOutcome:
-    """An outcome in which every tree gains `gained` tokens, as far as the plan allows."""
-    nothing = Drafted((), (), (), (), (), (), ())
-    tokens = tuple((7,) * min(gained, room + 1, plan.depth + 1) for room in plan.room)
-    draws = sum(c.draws for c in plan.chunks)
-    return StepOutcome(
-        plan, tokens, (7,) * draws, ((),) * len(tokens), ((),) * draws, nothing, (), StepShape(1, 1), PhaseTimes(verify=0.001)
-    )
+from adaserve.scheduling.scheduler import READY_LAG
+from adaserve.step import StepPlan
+from tests.scheduling.steps import CONSTANTS, POLICIES, outcome, request, scheduler
 
 
 @given(elapsed=st.floats(0, 100), step=st.floats(0.001, 1), tpot=st.floats(0.001, 1), produced=st.integers(1, 200))
@@ -94,7 +64,7 @@ def test_continuous_computes_prompts_first_and_alone() -> None:
 
 def test_shared_prefixes_are_computed_once() -> None:
     """A second request with the same prompt finds its full pages computed, the draft's too."""
-    made = scheduler(idle_prompt_rows=100)
+    made = scheduler(constants=replace(CONSTANTS, idle_prompt_rows=100))
     made.admit([request("a", 18)])
     plan = made.plan(0.0)
     assert plan is not None
@@ -107,23 +77,25 @@ def test_shared_prefixes_are_computed_once() -> None:
 
 def test_a_draft_left_behind_catches_up_before_it_speculates() -> None:
     """Steps of depth 0 leave the draft behind; it then computes what it missed, at most READY_LAG tokens beside speculation."""
-    made = scheduler(verify_rows=1, idle_prompt_rows=100)  # one row: Eq. 8 gives depth 0
-    made.admit([request("a", 40, output=100)])
-    plan = made.plan(0.0)
-    assert plan is not None and plan.depth == 0 and plan.catch_up == ()
-    made.record(outcome(plan), 0.1)
-    made._policy = scheduler()._policy  # now there is room to speculate
-    lag = 41
-    for step in range(20):
-        plan = made.plan(1.0 + step)
+    # Two rows: Eq. 8 gives depth 0 as long as two requests decode, then depth 1.
+    made = scheduler(constants=replace(CONSTANTS, verify_rows=2))
+    made.admit([request("a", 5, output=100), request("b", 5, output=40, stem=1)])
+    depths = []
+    for step in range(80):
+        plan = made.plan(float(step))
         assert plan is not None
-        made.record(outcome(plan), 1.5 + step)
-        if plan.drafting[0] is not None:
-            assert plan.depth > 0 and plan.drafting[0].length <= READY_LAG
-            break
-        lag -= sum(c.length for c in plan.catch_up)
+        made.record(outcome(plan), step + 0.5)
+        if len(plan.decoding) == 2:
+            assert plan.depth == 0 and plan.catch_up == ()
+        elif plan.decoding:
+            depths.append(plan.depth)
+            assert sum(c.length for c in plan.catch_up) <= CONSTANTS.prompt_rows
+            if plan.drafting[0] is not None:
+                assert plan.depth == 1 and plan.drafting[0].length <= READY_LAG
+                break
     else:
         pytest.fail("the draft never caught up")
+    assert len(depths) > 4, "it had 40 tokens to catch up with, 6 a step"
 
 
 def test_cancel_frees_everything() -> None:
@@ -161,26 +133,54 @@ def test_depth_and_width_follow_equations_8_and_9(n: int, constants: Constants) 
     assert more.depth <= share.depth
 
 
-@settings(max_examples=60, deadline=None)
-@given(data=st.data(), policy=st.sampled_from(["adaserve", "continuous", "spec:3"]), pages=st.integers(14, 40))
+class Tables:
+    """The slots' page tables as an executor keeps them, from what plans say."""
+
+    def __init__(self) -> None:
+        self._pages: dict[int, list[int]] = {}
+
+    def settle(self, plan: StepPlan) -> None:
+        for slot in plan.released:
+            del self._pages[slot]
+        for placement in plan.placed:
+            assert placement.slot not in self._pages, "two requests in one slot"
+            self._pages[placement.slot] = []
+        for grant in plan.grants:
+            assert len(self._pages[grant.slot]) == grant.first
+            self._pages[grant.slot] += grant.pages
+
+    def __getitem__(self, slot: int) -> list[int]:
+        return self._pages[slot]
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data(), policy=st.sampled_from(POLICIES), pages=st.integers(14, 40))
 def test_every_admitted_request_ends_exactly_once(data: st.DataObject, policy: str, pages: int) -> None:
     """Under random arrivals, gains, cancellations and scarce pages: accounts stay right and nobody is forgotten."""
     made = scheduler(policy, pages=pages, slots=3, reuse=data.draw(st.booleans()))
+    tables = Tables()
     open_ids: set[str] = set()
     ended: list[str] = []
     for step in range(40):
         if step < 20 and data.draw(st.booleans()):
             name = f"r{step}"
-            made.admit([request(name, data.draw(st.integers(1, 24)), data.draw(st.integers(1, 16)), stem=step % 3)])
+            facts = {"tpot": data.draw(st.sampled_from([None, 0.002, 0.02])), "slo_class": data.draw(st.sampled_from("ab"))}
+            made.admit([request(name, data.draw(st.integers(1, 24)), data.draw(st.integers(1, 16)), stem=step % 3, **facts)])
             open_ids.add(name)
         if open_ids and data.draw(st.integers(0, 9)) == 0:
             ended += [p.state.request.id for p in made.cancel({data.draw(st.sampled_from(sorted(open_ids)))})]
         plan = made.plan(float(step))
         made.check()
-        for slot, room in zip(plan.decoding, plan.room, strict=True) if plan is not None else ():
-            state = made._running[slot]
-            assert len(state.tokens) + min(room, plan.depth) <= len(state.pages) * 4, "an accepted path would leave its pages"
-        if plan is not None:
+        if plan is None:
+            assert made.running == made.waiting == 0
+        else:
+            tables.settle(plan)
+            for slot, room in zip(plan.decoding, plan.room, strict=True):
+                state = made.state(slot)
+                assert tables[slot] == state.pages
+                assert len(state.tokens) + min(room, plan.depth) <= len(state.pages) * 4, "a path would leave its pages"
+            for chunk in plan.chunks:
+                assert tables[chunk.slot] == made.state(chunk.slot).pages
             ended += [
                 p.state.request.id
                 for p in made.record(outcome(plan, data.draw(st.integers(1, 4))), step + 0.5)

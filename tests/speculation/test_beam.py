@@ -209,7 +209,7 @@ def test_underflow_ends_a_path() -> None:
 
 def test_without_steps_there_are_no_candidates() -> None:
     tree = Beam(3, torch.tensor([3, 3]), torch.tensor([True, False])).tree()
-    assert (tree.requests, tree.columns) == (2, 0)
+    assert tree.token.shape == (2, 0)
 
 
 def test_refuses_what_does_not_fit() -> None:

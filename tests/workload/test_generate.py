@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaserve.request import SLO
-from adaserve.workload import DEMO_MIX, Mix, RequestClass, generate
+from adaserve.workload import DEMO_MIX, Mix, RequestClass, generate, generate_at, generate_fluctuating
 from adaserve.workload.classes import CHAT, CODING, SUMMARIZATION
 from adaserve.workload.prompts import prompts
 
@@ -71,3 +71,31 @@ def test_coding_prompts_are_unfinished_python() -> None:
 
 def test_articles_are_of_the_stated_length() -> None:
     assert all(120 <= len(prompt.split()) <= 230 for prompt in prompts("summarization"))
+
+
+@given(seed=st.integers(0, 99), cut=st.floats(1, 20))
+def test_a_longer_workload_begins_with_the_shorter_one(seed: int, cut: float) -> None:
+    short, long = (generate(DEMO_MIX, 5, seconds, np.random.default_rng(seed)) for seconds in (cut, 20.0))
+    assert long.arrivals[: len(short)] == short.arrivals
+
+
+def test_recorded_times_are_kept() -> None:
+    times = [0.0, 0.5, 0.5, 3.0]
+    assert [a.at for a in generate_at(times, DEMO_MIX, np.random.default_rng(0)).arrivals] == times
+
+
+def test_classes_peak_one_after_the_other() -> None:
+    workload = generate_fluctuating(DEMO_MIX, 30, 600, np.random.default_rng(0), period=60, swing=1.0)
+    assert len(workload) == pytest.approx(30 * 600, rel=0.05)
+    for index, (kind, share) in enumerate(DEMO_MIX.shares.items()):
+        phases = [a.at / 60 - index / 3 for a in workload.arrivals if a.class_name == kind.name]
+        # 1 + cos has a mean cosine of 1/2 and a mean sine of 0 around its own peak.
+        assert np.mean(np.cos(2 * np.pi * np.array(phases))) == pytest.approx(0.5, abs=0.05)
+        assert np.mean(np.sin(2 * np.pi * np.array(phases))) == pytest.approx(0.0, abs=0.05)
+        assert len(phases) / len(workload) == pytest.approx(share, abs=0.03)
+
+
+@pytest.mark.parametrize(("period", "swing"), [(0, 0.5), (60, 1.5), (60, -0.1), (float("inf"), 0.5)])
+def test_senseless_fluctuations(period: float, swing: float) -> None:
+    with pytest.raises(ValueError, match="swing"):
+        generate_fluctuating(DEMO_MIX, 1, 10, np.random.default_rng(0), period, swing)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from adaserve.request import SLO
 from adaserve.workload import Arrival, Workload
+from adaserve.workload.made_up import Part
 
 slos = st.one_of(
     st.none(),
@@ -59,3 +60,40 @@ def test_times_must_ascend_from_zero(times: tuple[float, ...]) -> None:
 def test_senseless_speeds(speed: float) -> None:
     with pytest.raises(ValueError, match="speed"):
         Workload(()).at_speed(speed)
+
+
+@given(workload=workloads, factor=st.floats(0.5, 2))
+def test_scaling_a_class_leaves_the_others_alone(workload: Workload, factor: float) -> None:
+    mixed = Workload(tuple(replace(a, class_name="ab"[index % 2]) for index, a in enumerate(workload.arrivals)))
+    for before, after in zip(mixed.arrivals, mixed.scale_class("a", factor).arrivals, strict=True):
+        if before.class_name == "b" or before.slo is None:
+            assert after == before
+            continue
+        assert after.slo is not None and after.slo.ttft_ms == before.slo.ttft_ms
+        for name in ("tpot_ms", "tpot_multiple"):
+            value = getattr(before.slo, name)
+            assert getattr(after.slo, name) == (None if value is None else value * factor)
+
+
+@given(workload=workloads)
+def test_targets_of_a_class_can_be_replaced(workload: Workload) -> None:
+    slo = SLO(ttft_ms=5.0)
+    assert all(arrival.slo == slo for arrival in workload.with_slos({"any": slo}).arrivals)
+    assert workload.with_slos({"other": slo}) == workload
+
+
+@given(length=st.integers(1, 99), tokens=st.integers(1, 99), prompt=st.floats(0.01, 1), output=st.floats(0.01, 3))
+def test_lengths_are_scaled_and_never_vanish(length: int, tokens: int, prompt: float, output: float) -> None:
+    text = "".join(chr(97 + index % 26) for index in range(length))
+    plain = Arrival(0.0, text, "any", None, tokens, input_length=length)
+    made_up = replace(plain, parts=(Part("chat", 1, length), Part("chat", 2, length)), input_length=2 * length)
+    short, shorter = Workload((plain, made_up)).scale_lengths(prompt, output).arrivals
+    assert text.startswith(short.prompt) and len(short.prompt) == short.input_length == max(1, round(length * prompt))
+    assert short.max_tokens == shorter.max_tokens == max(1, round(tokens * output))
+    assert sum(part.tokens for part in shorter.parts) == shorter.input_length == 2 * max(1, round(length * prompt))
+
+
+@pytest.mark.parametrize(("prompt", "output"), [(0, 1), (1.1, 1), (1, 0), (math.nan, 1), (1, math.inf)])
+def test_senseless_lengths(prompt: float, output: float) -> None:
+    with pytest.raises(ValueError, match="scale"):
+        Workload(()).scale_lengths(prompt, output)

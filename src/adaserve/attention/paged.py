@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor
 
+from adaserve.attention.tiling import tile
 from adaserve.kernels import native
+from adaserve.kernels.gpu import on_gpu
 from adaserve.runtime.batch import TAIL_ROWS, ForwardBatch
 
 _SYMBOL = {torch.float32: "attend_float", torch.bfloat16: "attend_bf16"}  # by the pool's dtype
@@ -49,6 +51,11 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, batch: ForwardBatch, scale: 
     keys, values [R, KH, hd] are one layer's pool; a row sees the pool rows that `ForwardBatch` says; query head h reads
     key-value head h // (H / KH); scores are multiplied by `scale`. A row that sees nothing gets zeros.
     """
+    if on_gpu(q):
+        from adaserve.attention import triton_paged
+
+        tiles = batch.tiles or tile(batch, group=q.shape[1] // keys.shape[1], kv_heads=keys.shape[1], longest=None)
+        return triton_paged.attend(q, keys, values, batch, tiles, scale)
     symbol = _SYMBOL.get(keys.dtype)
     run = native.function("attention", symbol, "piiippipppppiiidp") if symbol and native.fits(q) else None
     if run is None or not (keys.is_contiguous() and values.is_contiguous()):

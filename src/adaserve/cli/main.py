@@ -30,8 +30,11 @@ COMMANDS = {
     "generate": Command("adaserve.cli.generate", "continue prompts offline, and report how the SLO fared"),
     "bench": Command("adaserve.cli.bench", "replay a trace against the engine or a server, and report"),
     "simulate": Command("adaserve.cli.simulate", "run the same engine on a simulated machine"),
+    "record": Command("adaserve.cli.record", "record how often a draft is right, for simulate"),
     "profile": Command("adaserve.cli.profile", "measure how long steps take on this machine"),
     "tune": Command("adaserve.cli.tune", "find a policy's constants for a model and a machine"),
+    "grow": Command("adaserve.cli.grow", "embed a small checkpoint in a large shape, its function preserved"),
+    "distill": Command("adaserve.cli.distill", "train a draft model for a target"),
     "pull": Command("adaserve.cli.pull", "fetch a known model into the cache"),
     "info": Command("adaserve.cli.info", "print versions, devices, kernels and cached models"),
 }

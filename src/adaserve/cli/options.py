@@ -25,8 +25,8 @@ def auto_or(least: int) -> Callable[[str], int | None]:
     return parse
 
 
-def add_engine_options(parser: argparse.ArgumentParser, model: bool = True) -> None:
-    """Add what an engine is started with. model: add the positional MODEL too."""
+def add_engine_options(parser: argparse.ArgumentParser, model: bool = True, policy: bool = True) -> None:
+    """Add what an engine is started with. model: add the positional MODEL too; policy: add --policy, one name."""
     if model:
         parser.add_argument(
             "model",
@@ -40,7 +40,8 @@ def add_engine_options(parser: argparse.ArgumentParser, model: bool = True) -> N
     group.add_argument(
         "--draft-vocabulary", type=auto_or(0), metavar="auto|N", help="propose only the first N tokens; 0 for all of them"
     )
-    group.add_argument("--policy", default=DEFAULTS.policy, help="who gets how much of each step (default: %(default)s)")
+    if policy:
+        group.add_argument("--policy", default=DEFAULTS.policy, help="who gets how much of each step (default: %(default)s)")
     group.add_argument("--budget", type=auto_or(1), metavar="auto|N", help="rows of a verification pass")
     group.add_argument("--depth", type=auto_or(0), metavar="auto|N", help="draft steps; 0 is plain decoding")
     group.add_argument("--width", type=auto_or(1), metavar="auto|N", help="nodes kept per draft step")

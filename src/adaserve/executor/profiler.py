@@ -16,8 +16,11 @@ from adaserve.request import SamplingParams
 from adaserve.step import Chunk, Limits, PageGrant, Placement, StepOutcome, StepPlan
 from adaserve.tree import MAX_NODES, ROOT, CandidateTree
 
-ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-DRAFT_ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
+ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512)
+"""Rows of the target's pass that are timed. Beyond MANY_ROWS only while a pass takes less than LONGEST times one row's."""
+MANY_ROWS = 256
+LONGEST = 6.0
+DRAFT_ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 SHORT, LONG = 64, 448
 REPEATS = 7
 WARM_UP = 2
@@ -42,13 +45,23 @@ class Curves:
 class Profiler:
     """Times an executor that nothing else uses meanwhile.
 
-    slots, pages, page_size, length: what the executor was made with. drafts: whether it has a draft model.
+    slots, pages, page_size, length, device: what the executor was made with. drafts: whether it has a draft model.
     """
 
     def __init__(
-        self, executor: Executor, *, slots: int, pages: int, page_size: int, length: int, vocab_size: int, drafts: bool
+        self,
+        executor: Executor,
+        *,
+        slots: int,
+        pages: int,
+        page_size: int,
+        length: int,
+        vocab_size: int,
+        drafts: bool,
+        device: torch.device,
     ) -> None:
         self._executor = executor
+        self._device = device
         self._slots = slots
         self._pages = pages
         self._page_size = page_size
@@ -72,6 +85,8 @@ class Profiler:
             spreads.append(pstdev(t.verify for t in times) / verify[rows])
             overhead = max(overhead, median(t.commit + t.select for t in times))
             progress(f"target, {rows} rows: {verify[rows] * 1e3:.1f} ms")
+            if rows >= MANY_ROWS and verify[rows] > LONGEST * verify[1]:
+                break
         requests = min(8, self._slots, self._fitting(long))
         slope = self._context_cost(
             requests, short, long, lambda context: median(o.times.verify for o in self._time(requests, context, rows=requests))
@@ -112,7 +127,7 @@ class Profiler:
         """Run REPEATS like steps after a warm-up: `requests` roots, and nodes up to `rows` rows of the target's pass."""
         outcomes = []
         for repeat in range(REPEATS + WARM_UP):
-            plan = self._plan(requests, context + repeat, draft, first=repeat == 0)
+            plan = self._plan(requests, context + repeat, draft, nodes=rows - requests, first=repeat == 0)
             candidates = self._executor.speculate(plan)
             if not draft:
                 candidates = self._candidates(requests, rows)
@@ -120,7 +135,7 @@ class Profiler:
             outcomes.append(self._executor.commit(plan, self._executor.verify(plan, candidates, chosen)))
         return outcomes[WARM_UP:]
 
-    def _plan(self, requests: int, context: int, draft: bool, first: bool) -> StepPlan:
+    def _plan(self, requests: int, context: int, draft: bool, nodes: int, first: bool) -> StepPlan:
         """A step of requests with `context` known tokens each; the `first` of a row of steps places them."""
         slots = tuple(range(requests))
         fresh = slots if first else ()
@@ -139,7 +154,7 @@ class Profiler:
             drafting=tuple(Chunk(slot, context - 1, 1, draws=True) if draft else None for slot in slots),
             chunks=(),
             catch_up=(),
-            limits=Limits(0, 0, 1),
+            limits=Limits(nodes, 0, 1),
             depth=1,
             width=1,
             predicted=0.0,
@@ -149,13 +164,13 @@ class Profiler:
         """Trees of depth one whose nodes, with the roots, make up exactly `rows` rows."""
         nodes = [(rows - requests) // requests + (i < (rows - requests) % requests) for i in range(requests)]
         columns = max(nodes)
-        column = torch.arange(columns)
-        real = column < torch.tensor(nodes)[:, None]  # [n, N]
+        column = torch.arange(columns, device=self._device)
+        real = column < torch.tensor(nodes, device=self._device)[:, None]  # [n, N]
         shape = (requests, columns)
         return CandidateTree(
             token=(column % self._vocab_size).expand(shape),
-            parent=torch.full(shape, ROOT),
-            depth=torch.ones(shape, dtype=torch.int64),
+            parent=torch.full(shape, ROOT, device=self._device),
+            depth=torch.ones(shape, dtype=torch.int64, device=self._device),
             path_prob=torch.where(real, 0.5, 0.0).double(),
-            source=torch.zeros(shape, dtype=torch.int64),
+            source=torch.zeros(shape, dtype=torch.int64, device=self._device),
         )

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from adaserve.kernels import native
+from adaserve.kernels.gpu import on_gpu
 
 
 def silu_mul_reference(gate_up: Tensor) -> Tensor:
@@ -15,6 +16,10 @@ def silu_mul_reference(gate_up: Tensor) -> Tensor:
 
 def silu_mul(gate_up: Tensor) -> Tensor:
     """silu(gate) * up, for rows that hold the gate's columns first: [M, 2I] -> [M, I]."""
+    if on_gpu(gate_up):
+        from adaserve.kernels import triton_rows
+
+        return triton_rows.silu_mul(gate_up)
     run = native.function("rows", "silu_mul", "piip") if native.fits(gate_up) else None
     if run is None:
         return silu_mul_reference(gate_up)

@@ -25,6 +25,11 @@ def perturbed_argmax(
     logits [R, V] floating; temperature [R] floating, 0 for greedy; seed, choice, position [R] int64. With a truncation, only over
     the tokens that it keeps. Returns [R] int64, always below V. A row with NaN gets some id that means nothing.
     """
+    if logits.is_cuda:
+        from adaserve.kernels import triton_draws
+
+        kept = logits if truncation is None else truncate(logits, temperature, truncation)
+        return triton_draws.perturbed_argmax(kept, temperature.double(), noise_key(seed, choice, position))
     found = _native(logits, temperature.double(), noise_key(seed, choice, position), truncation)
     if found is None:
         return perturbed_argmax_twin(logits, temperature, seed, choice, position, truncation)

@@ -4,27 +4,27 @@
 // Packed weights: panels of C = 3 W outputs, W being the vector width in floats.
 //     float32   [N / C][K][C]
 //     bfloat16  [N / C][K / 2][C][2]     a 32-bit word holds one output's weights for k and k + 1
+//     blocks    [N / C][K / 32] steps of blocks.h; a panel becomes bfloat16 in the second level cache when its turn comes
+//
+// Machines with AMX have another kernel for bfloat16 and blocks, amx.h, with other bits in its results.
 #include <cstdlib>
+#include <vector>
 
-#include "simd.h"
+#include "amx.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
 
-constexpr int V = 3;      // vectors across a panel
-constexpr int C = V * W;  // outputs of a panel
 #if defined(__AVX__) && !defined(__AVX512F__)
 constexpr int ROWS = 4;  // 16 registers: 12 sums, 3 weights, 1 activation
 #else
 constexpr int ROWS = 8;  // 32 registers: 24 sums, 3 to 6 weights, 1 activation
 #endif
 constexpr long BLOCK = 192;   // rows that share one reading of a panel from memory
-constexpr long ALONE = 1 << 16;  // products below which a second thread costs more than it brings
-constexpr long PARTS = 8;
 constexpr long AHEAD = 8192;  // bytes between a weight's prefetch and its use when one tile holds all rows
 
-// What a tile fetches for later: `step` bytes for every k (float32) or pair of k's (bfloat16), from `from` on.
+// What a tile fetches for later: `step` bytes for every k (float32) or pair of k's (bfloat16, blocks), from `from` on.
 struct Fetch {
     const char* from;
     long step;
@@ -111,27 +111,60 @@ static void rows_times_panel(long rows, const float* x, long depth, const T* pan
     }
 }
 
+// Weights as they lie in memory: T is what a tile multiplies by, LINE the bytes of a panel for one k or pair of k's.
+template <class T>
+struct Stored {
+    typedef T Value;
+    static constexpr long LINE = C * 4;
+    static const T* panel(const char* from, long) { return (const T*)from; }
+};
+
+#if defined(__AVX512BW__)
+// Blocks, made into a panel [K / 2][C][2] of bfloat16 by the thread that multiplies by it.
+template <class Format>
+struct Expanded {
+    typedef bf16 Value;
+    static constexpr long LINE = Format::BYTES / (DEEP / 2);
+    static const bf16* panel(const char* from, long lines) {
+        static thread_local std::vector<bf16> room;
+        if (room.size() < size_t(lines * C * 2)) room.resize(lines * C * 2);
+        alignas(64) bf16 step[C * DEEP];
+        for (long line = 0; line < lines; line += DEEP / 2, from += Format::BYTES) {
+            for (int v = 0; v < V; v++) {
+                Format::expand(from, v, step);
+                __m512i m[16];
+                for (int o = 0; o < 16; o++) m[o] = _mm512_load_si512(step + (v * W + o) * DEEP);
+                transpose(m);
+                for (int pair = 0; pair < 16; pair++) _mm512_storeu_si512(room.data() + ((line + pair) * C + v * W) * 2, m[pair]);
+            }
+        }
+        return room.data();
+    }
+};
+#endif
+
 // Each panel is read from memory once for a block of rows. While one panel is at work the next is fetched into the second
 // level cache, a share by every tile, so that memory never waits for arithmetic nor arithmetic for memory.
-template <class T>
-static void multiply(const float* x, long rows, long depth, const T* packed, long outputs, const float* bias, float* out) {
+template <class Source>
+static void multiply(const float* x, long rows, long depth, const char* packed, long outputs, const float* bias, float* out) {
+    typedef typename Source::Value T;
     const long panels = (outputs + C - 1) / C;
-    const long steps = sizeof(T) == 2 ? (depth + 1) / 2 : depth;
-    const long line = C * 4;  // bytes of a panel per step
-    // Runs of panels lie together in memory; several runs a thread, so that a thread that is held up holds up little.
+    const long lines = sizeof(T) == 2 ? (depth + 1) / 2 : depth;
+    const bool stored = Source::LINE == C * 4;
     const long parts = rows * outputs * depth < ALONE ? 1 : PARTS;
     parallel_runs(panels, parts, [&](long p) {
-        const char* panel = (const char*)packed + p * steps * line;
+        const char* from = packed + p * lines * Source::LINE;
+        const T* panel = Source::panel(from, lines);
         const int columns = int(p + 1 == panels ? outputs - p * C : C);
         for (long first = 0; first < rows; first += BLOCK) {
             const long block = rows - first < BLOCK ? rows - first : BLOCK;
             const long tiles = (block + ROWS - 1) / ROWS;
             for (long t = 0; t < tiles; t++) {  // tiles of nearly equal height
-                const long from = first + block * t / tiles, to = first + block * (t + 1) / tiles;
-                const long step = line / tiles;
-                const Fetch fetch{tiles == 1 ? panel + AHEAD : panel + steps * (line + t * step), step};
-                rows_times_panel<T>(to - from, x + from * depth, depth, (const T*)panel, bias ? bias + p * C : nullptr,
-                                    out + from * outputs + p * C, outputs, columns, fetch);
+                const long low = first + block * t / tiles, high = first + block * (t + 1) / tiles;
+                const long share = Source::LINE / tiles;
+                const Fetch fetch{tiles == 1 && stored ? from + AHEAD : from + lines * (Source::LINE + t * share), share};
+                rows_times_panel<T>(high - low, x + low * depth, depth, panel, bias ? bias + p * C : nullptr,
+                                    out + low * outputs + p * C, outputs, columns, fetch);
             }
         }
     });
@@ -149,11 +182,53 @@ EXPORT void advise_huge(void* p, int64_t bytes) {
 #endif
 }
 
-// x [rows, depth], out [rows, outputs]: outputs may be fewer than were packed.
-EXPORT void linear_float(const float* x, int64_t rows, int64_t depth, const float* packed, int64_t outputs, const float* bias, float* out) {
-    multiply<float>(x, rows, depth, packed, outputs, bias, out);
+// Whether the processor has the matrix unit of amx.h and the system lets us use it.
+EXPORT int64_t has_amx() {
+#if defined(ADASERVE_AMX)
+    return amx::allowed();
+#else
+    return 0;
+#endif
 }
 
-EXPORT void linear_bf16(const float* x, int64_t rows, int64_t depth, const bf16* packed, int64_t outputs, const float* bias, float* out) {
-    multiply<bf16>(x, rows, depth, packed, outputs, bias, out);
+// Whether there are kernels for blocks: AVX2 and NEON gain too little from them.
+EXPORT int64_t expands_blocks() {
+#if defined(__AVX512BW__)
+    return 1;
+#else
+    return 0;
+#endif
 }
+
+// The vectors and tiles that the products are computed with.
+EXPORT const char* instructions() {
+    if (has_amx()) return "amx";
+#if defined(__AVX512F__)
+    return "avx512";
+#elif defined(__AVX2__)
+    return "avx2";
+#elif defined(__ARM_NEON)
+    return "neon";
+#else
+    return "narrow vectors";
+#endif
+}
+
+// x [rows, depth], out [rows, outputs]: outputs may be fewer than were packed.
+#define LINEAR(NAME, MULTIPLY)                                                                                                  \
+    EXPORT void NAME(const float* x, int64_t rows, int64_t depth, const char* packed, int64_t outputs, const float* bias,        \
+                     float* out) {                                                                                               \
+        MULTIPLY(x, rows, depth, packed, outputs, bias, out);                                                                    \
+    }
+
+LINEAR(fma_float, multiply<Stored<float>>)
+LINEAR(fma_bf16, multiply<Stored<bf16>>)
+#if defined(__AVX512BW__)
+LINEAR(fma_nibbles, multiply<Expanded<Nibbles>>)
+LINEAR(fma_bytes, multiply<Expanded<Bytes>>)
+#endif
+#if defined(ADASERVE_AMX)
+LINEAR(amx_bf16, amx::multiply<amx::Plain>)
+LINEAR(amx_nibbles, amx::multiply<Nibbles>)
+LINEAR(amx_bytes, amx::multiply<Bytes>)
+#endif

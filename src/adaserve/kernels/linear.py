@@ -1,14 +1,35 @@
 """Matrix products with a model's weights: y = x W^T + b."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from adaserve.kernels import native
+from adaserve.kernels.packing import pack, pack_blocks, unpack, unpack_blocks
+from adaserve.kernels.quantized import BLOCK, QuantizedWeight
 
-_SYMBOL = {torch.bfloat16: "linear_bf16", torch.float32: "linear_float"}  # by the weights' dtype
+
+class Path(Enum):
+    """How the CPU multiplies by bfloat16 weights and by quantised ones, which stand for the bfloat16 values of their blocks.
+
+    AMX: rows are rounded to bfloat16 too, products are exact, sums are float32 in tiles of the processor's matrix unit.
+    FMA: rows stay float32; every output is one chain of fused multiply-adds in order of k.
+    """
+
+    AMX = "amx"
+    FMA = "fma"
+
+
+def available_paths() -> list[Path]:
+    """The paths that this machine has, fastest first; none without native kernels."""
+    kernels = native.library("linear")
+    if kernels is None:
+        return []
+    return [Path.AMX, Path.FMA] if kernels.has_amx() else [Path.FMA]
 
 
 def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -18,10 +39,11 @@ def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 @dataclass(frozen=True)
 class _Packed:
-    """Weights laid out for the native kernel, and the addresses that a call needs.
+    """Weights laid out for a native kernel, and the addresses that a call needs.
 
-    panels  [P, K, C, 1] for float32, [P, ceil(K / 2), C, 2] for bfloat16: P panels of C outputs, padded with zeros
+    panels  as packing.py lays them out
     bias    [N] float32, or None
+    unpack  back to the matrix [N, K]
     """
 
     multiply: native.Function
@@ -29,58 +51,69 @@ class _Packed:
     bias: Tensor | None
     panels_at: int
     bias_at: int
+    unpack: Callable[[], Tensor]
 
 
-def _pack(weight: Tensor, bias: Tensor | None) -> _Packed | None:
-    """Lay weights out for the native kernel, or None where it does not apply."""
-    if weight.device.type != "cpu" or weight.dtype not in _SYMBOL:
-        return None
-    kernels, multiply = native.library("linear"), native.function("linear", _SYMBOL[weight.dtype], "piipipp")
-    if kernels is None or multiply is None:
-        return None
+def _pack(weight: Tensor | QuantizedWeight, bias: Tensor | None, path: Path) -> _Packed | None:
+    """Lay weights out for the native kernel, or None where none applies."""
+    kernels = native.library("linear")
+    assert kernels is not None, "there is a path"
     columns = kernels.panel_outputs()
     outputs, depth = weight.shape
-    pair = 2 if weight.dtype == torch.bfloat16 else 1
-    count, steps = -(-outputs // columns), -(-depth // pair)
-    panels = native.empty_huge(count, steps, columns, pair, dtype=weight.dtype)
-    whole = outputs // columns if depth % pair == 0 else 0  # panels that need no padding, nor a second copy
-    panels[:whole].copy_(weight[: whole * columns].reshape(whole, columns, steps, pair).transpose(1, 2))
-    if whole < count:
-        rest = functional.pad(weight[whole * columns :], (0, steps * pair - depth, 0, count * columns - outputs))
-        panels[whole:].copy_(rest.view(count - whole, columns, steps, pair).transpose(1, 2))
+    if isinstance(weight, QuantizedWeight):
+        if not kernels.expands_blocks():
+            return _pack(weight.dequantize().bfloat16(), bias, path)
+        offsets = weight.offset is not None
+        symbol = f"{path.value}_{'nibbles' if offsets else 'bytes'}"
+        panels = pack_blocks(weight, columns)
+        back = lambda: unpack_blocks(panels, outputs, depth, columns, offsets).dequantize().bfloat16()  # noqa: E731
+    elif weight.device.type == "cpu" and weight.dtype in (torch.bfloat16, torch.float32):
+        # Float32 weights have one path. Steps along K: a tile's width for AMX, a 32-bit word for the vectors.
+        narrow = weight.dtype == torch.bfloat16
+        symbol = f"{path.value}_bf16" if narrow else "fma_float"
+        panels = pack(weight, columns, (BLOCK if path is Path.AMX else 2) if narrow else 1)
+        back = lambda: unpack(panels, outputs, depth)  # noqa: E731
+    else:
+        return None
+    multiply = native.function("linear", symbol, "piipipp")
+    assert multiply is not None, "the library is there"
     wide = None if bias is None else bias.float().contiguous()  # [N]
-    return _Packed(multiply, panels, wide, panels.data_ptr(), 0 if wide is None else wide.data_ptr())
+    return _Packed(multiply, panels, wide, panels.data_ptr(), 0 if wide is None else wide.data_ptr(), back)
 
 
 class Linear:
     """A weight matrix [N, K], perhaps with a bias [N], that multiplies rows: x [M, K] -> [M, N] in x.dtype.
 
-    float32 rows on the CPU take a native kernel with float32 sums; bfloat16 and float32 weights are packed for it once, and
-    the original tensor is not kept. Every output is then one chain of fused multiply-adds in order of k, whatever M is:
-    *a row's result does not depend, in any bit, on the other rows of the batch*. The torch twin, which takes everything
-    else, promises no such thing.
+    float32 rows on the CPU take a native kernel with float32 sums; bfloat16, float32 and quantised weights are packed for it
+    once, and the original is not kept. A sum is then made of the same operations in the same order, whatever M is: *a row's
+    result does not depend, in any bit, on the other rows of the batch*. The torch twin, which takes everything else, promises no
+    such thing. Quantised weights give exactly what the bfloat16 values of their blocks would give.
+
+    path: None for the fastest of `available_paths()`. Raises ValueError for one that is not among them.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+    def __init__(self, weight: Tensor | QuantizedWeight, bias: Tensor | None = None, *, path: Path | None = None) -> None:
+        paths = available_paths()
+        if path is not None and path not in paths:
+            raise ValueError(f"{path} is not available here; these are: {paths}")
         self.out_features, self.in_features = weight.shape
-        self._dtype = weight.dtype
         self._bias = bias
-        self._packed = _pack(weight, bias)
+        self._packed = _pack(weight, bias, path or paths[0]) if paths else None
+        self._dtype = torch.bfloat16 if isinstance(weight, QuantizedWeight) else weight.dtype
         self._weight: Tensor | None = None
         if self._packed is None:
+            plain = weight.dequantize().bfloat16() if isinstance(weight, QuantizedWeight) else weight
             # Without the kernel a float32 copy is twice the memory, but several times faster than torch's bfloat16.
-            slow = weight.device.type == "cpu" and weight.dtype == torch.bfloat16
-            self._weight = weight.float() if slow else weight
+            slow = plain.device.type == "cpu" and plain.dtype == torch.bfloat16
+            self._weight = plain.float() if slow else plain
 
     @property
     def weight(self) -> Tensor:
         """The weight matrix [N, K]; unpacked at every call where it is packed, so not for the hot path."""
-        if self._packed is None:
-            assert self._weight is not None
-            return self._weight.to(self._dtype)
-        panels = self._packed.panels
-        count, steps, columns, pair = panels.shape
-        return panels.transpose(1, 2).reshape(count * columns, steps * pair)[: self.out_features, : self.in_features]
+        if self._packed is not None:
+            return self._packed.unpack()
+        assert self._weight is not None
+        return self._weight.to(self._dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [M, K] -> [M, N]."""

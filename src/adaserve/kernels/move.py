@@ -13,8 +13,13 @@ def move_rows_reference(pool: Tensor, source: Tensor, dest: Tensor) -> None:
 def move_rows(pool: Tensor, source: Tensor, dest: Tensor) -> None:
     """In every layer of pool [layers, R, ...] copy rows source [m] to rows dest [m]; all are read before any is written.
 
-    source and dest are int64; no row is named twice in dest.
+    source and dest are int64; no row is named twice in dest, and none stands in both, but for rows that move onto themselves.
     """
+    if pool.is_cuda:
+        from adaserve.kernels import triton_rows
+
+        triton_rows.move_rows(pool, source, dest)
+        return
     run = native.function("rows", "move_rows", "piiippi") if pool.is_cpu and pool.is_contiguous() else None
     if run is None:
         move_rows_reference(pool, source, dest)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from adaserve.kernels import native
+from adaserve.kernels.gpu import on_gpu
 from adaserve.kernels.native import fits
 
 
@@ -22,6 +23,10 @@ def add_rms_norm_reference(x: Tensor, residual: Tensor, weight: Tensor, eps: flo
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Scale every row to unit root mean square, then each column by its weight: x [M, H], weight [H] -> [M, H]."""
+    if on_gpu(x):
+        from adaserve.kernels import triton_rows
+
+        return triton_rows.rms_norm(x, weight, eps)
     run = native.function("rows", "rms_norm", "ppiidp") if fits(x, weight) else None
     if run is None:
         return rms_norm_reference(x, weight, eps)
@@ -33,6 +38,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Add a layer's output to the residual stream and normalise: x, residual [M, H] -> (normed, x + residual)."""
+    if on_gpu(x):
+        from adaserve.kernels import triton_rows
+
+        return triton_rows.add_rms_norm(x, residual, weight, eps)
     run = native.function("rows", "add_rms_norm", "pppiidpp") if fits(x, residual, weight) else None
     if run is None:
         return add_rms_norm_reference(x, residual, weight, eps)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from adaserve.kernels import native
+from adaserve.kernels.gpu import on_gpu
 from adaserve.kernels.norm import rms_norm_reference
 
 _SYMBOL = {torch.float32: "rotate_float", torch.bfloat16: "rotate_bf16"}  # by the pool's dtype
@@ -15,7 +16,7 @@ _SYMBOL = {torch.float32: "rotate_float", torch.bfloat16: "rotate_bf16"}  # by t
 class RotaryTable:
     """Cosines and sines of every position, scaling included.
 
-    cos, sin  [L, hd / 2]: one row a position, in the activations' dtype
+    cos, sin  [L, hd / 2]: one row a position, in the activations' dtype, but at least float32
     """
 
     cos: Tensor
@@ -73,6 +74,10 @@ def rotate_and_store(
     Returns q [M, H, hd].
     """
     cos, sin = table.cos, table.sin
+    if on_gpu(qkv):
+        from adaserve.kernels import triton_rows
+
+        return triton_rows.rotate_and_store(qkv, cos, sin, position, dest, keys, values, q_norm, k_norm, eps)
     symbol = _SYMBOL.get(keys.dtype)
     norms = [norm for norm in (q_norm, k_norm) if norm is not None]
     run = native.function("rows", symbol, "piiiippppppppdp") if symbol and native.fits(qkv, cos, sin, *norms) else None

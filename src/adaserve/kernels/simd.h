@@ -67,12 +67,16 @@ static inline bf16 float_to_bf16(float f) {
     return bf16((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
-static inline void store(bf16* p, vfloat v) {
+static inline vshort float_to_bf16(vfloat v) {
     vuint bits = (vuint)v;
     vuint rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     vuint nan = (bits >> 16) | 0x40;
     vuint picked = (v != v) ? nan : rounded;
-    vshort half = __builtin_convertvector(picked, vshort);
+    return __builtin_convertvector(picked, vshort);
+}
+
+static inline void store(bf16* p, vfloat v) {
+    vshort half = float_to_bf16(v);
     std::memcpy(p, &half, sizeof half);
 }
 

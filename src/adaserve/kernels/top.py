@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from adaserve.kernels import native
+from adaserve.kernels.gpu import on_gpu
 
 
 def top_tokens_reference(logits: Tensor, inverse_temperature: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -29,6 +30,11 @@ def top_tokens(logits: Tensor, inverse_temperature: Tensor, width: int) -> tuple
     """
     if not 0 < width <= logits.shape[-1]:
         raise ValueError(f"width {width} is not within 1..{logits.shape[-1]}")
+    if on_gpu(logits):
+        from adaserve.kernels import triton_draws
+
+        if width <= triton_draws.WIDEST:
+            return triton_draws.top_tokens(logits, inverse_temperature, width)
     run = native.function("top", "top_tokens", "piipipp") if native.fits(logits) else None
     if run is None:
         return top_tokens_reference(logits, inverse_temperature, width)

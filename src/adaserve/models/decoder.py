@@ -110,5 +110,9 @@ class Decoder:
 
         hidden [R, hidden] -> [R, V], float64 for a float64 model, float32 otherwise. vocabulary: only the first so many tokens.
         """
+        if hidden.is_cuda and hidden.dtype in (torch.bfloat16, torch.float16):
+            # Rounded to the weights' dtype the best scores would often tie.
+            weight = self.head.weight[:vocabulary]  # [V, hidden]
+            return torch.mm(hidden, weight.t(), out_dtype=torch.float32)
         scores = self.head(hidden) if vocabulary is None else self.head.first(hidden, vocabulary)  # [R, V]
         return scores if scores.dtype == torch.float64 else scores.float()

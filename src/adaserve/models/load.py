@@ -11,6 +11,7 @@ from adaserve.models.config import ModelConfig
 from adaserve.models.decoder import Decoder
 from adaserve.models.gguf import GgufWeights, gguf_config
 from adaserve.models.gguf_header import read_header
+from adaserve.models.int8 import Int8Weights
 from adaserve.models.registry import Format, ModelSource
 from adaserve.models.safetensors import SafetensorsFiles, folder_config, folder_weights
 from adaserve.models.weights import assemble, draft_config
@@ -77,7 +78,7 @@ def load_decoder(
     positions: longest context to serve, capped at the model's; None for that.
     Raises InvalidModel or ModelNotFound, in one line naming file and cause.
     """
-    config, weights = _open(source)
+    config, weights = open_model(source)
     length = config.max_positions if positions is None else min(positions, config.max_positions)
     return assemble(config, weights, str(source.path), dtype=dtype, device=device, positions=length)
 
@@ -91,17 +92,18 @@ def load_draft(source: ModelSource, target: Decoder, *, dtype: torch.dtype) -> D
     """
     length = target.max_positions
     if source.format is Format.LAYERS:
-        layers = SafetensorsFiles([source.path])
+        layers = Int8Weights(SafetensorsFiles([source.path]), str(source.path))
         config = draft_config(target.config, layers, str(source.path))
         return assemble(config, layers, str(source.path), dtype=dtype, device=target.device, positions=length, lender=target)
-    config, weights = _open(source)
+    config, weights = open_model(source)
     if config.vocab_size != target.config.vocab_size:
         sizes = f"{config.vocab_size} tokens, the target's {target.config.vocab_size}"
         raise InvalidModel(f"{source.path}: this draft does not fit: its vocabulary has {sizes}")
     return assemble(config, weights, str(source.path), dtype=dtype, device=target.device, positions=length)
 
 
-def _open(source: ModelSource) -> tuple[ModelConfig, Mapping[str, Tensor]]:
+def open_model(source: ModelSource) -> tuple[ModelConfig, Mapping[str, Tensor]]:
+    """A model's config, and its weights by name, read when asked for."""
     if source.format is Format.GGUF:
         header = read_header(source.path)
         return gguf_config(header), GgufWeights(header)

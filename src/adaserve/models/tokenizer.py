@@ -72,6 +72,10 @@ class Tokenizer:
             raise InvalidRequest(f"the model's chat template refuses these messages: {cause}", "messages") from error
         return self.encode(text, add_special_tokens=False)  # the template writes them itself
 
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's files into a model folder, chat template included."""
+        self._fast.save_pretrained(str(folder))
+
     def token_bytes(self, index: int) -> bytes:
         """The bytes that a token stands for, which may be part of a character; empty for an unknown id."""
         piece: str | None = self._backend.id_to_token(index)

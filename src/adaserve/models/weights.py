@@ -90,7 +90,8 @@ def assemble(
         embedding = loader.tensor(EMBEDDING)
         head = Linear(embedding if config.tie_embeddings else loader.tensor(HEAD), None)
     length = config.max_positions if positions is None else positions
-    table = config.rope.table(head_dim=config.head_dim, positions=length, dtype=activation, device=device)
+    angles = torch.promote_types(activation, torch.float32)
+    table = config.rope.table(head_dim=config.head_dim, positions=length, dtype=angles, device=device)
     return Decoder(config, embedding, layers, norm, head, table, activation)
 
 

@@ -1,18 +1,32 @@
-"""Policies by name."""
+"""Policies by name: the paper's own, and those that it is compared with. docs/guides/policies.md describes each."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from adaserve.errors import InvalidConfig
 from adaserve.policy.adaptive import AdaptiveScheduling, Constants
+from adaserve.policy.discipline import FIRST_COME, Discipline
+from adaserve.policy.fair import FairQueue
+from adaserve.policy.levels import LevelTurns, SkipJoin
 from adaserve.policy.policy import Policy
 from adaserve.policy.prefill_first import PrefillFirst
-from adaserve.policy.selection import ChainSelection, SloSelection
+from adaserve.policy.queues import RankedQueue
+from adaserve.policy.selection import ChainSelection, LikelihoodSelection, Selection, SloSelection
+from adaserve.policy.stall_free import StallFree
+from adaserve.policy.urgency import Urgency, UrgentTurns
 from adaserve.step import Order
 from adaserve.tree import MAX_NODES
 
-NAMES = ("adaserve", "continuous", "spec:K")
 MAX_CHAIN = 16
+BATCHED_TOKENS = 2048
+"""Most prompt rows of a step that computes prompts alone, as vLLM's max_num_batched_tokens."""
+
+SPECINFER_DEPTH, SPECINFER_WIDTH = 4, 3
+"""The tree of `specinfer` unless the user says otherwise: the smallest that the paper's public scripts let AdaServe draft."""
+
+LEVEL_QUANTUM = 8
+"""Iterations that `fastserve` grants in its highest level."""
 
 
 @dataclass(frozen=True)
@@ -25,24 +39,116 @@ class Overrides:
     chunk_rows: int | None = None
     order: Order = Order.NEEDIEST
 
+    def known_to(self, name: str) -> "Overrides":
+        """The same without a depth and width that the policy called `name` cannot follow: for tools that run several policies."""
+        return self if _fixed_draft(name) is None else replace(self, depth=None, width=None)
+
 
 def make_policy(name: str, constants: Constants, overrides: Overrides | None = None) -> Policy:
-    """Build the policy called `name`; raises InvalidConfig, naming the known ones, for any other name."""
+    """Build the policy called `name`.
+
+    An override with nothing to act on has no effect (a budget for trees where there are none). Raises InvalidConfig for an
+    unknown name, saying which there are, and for a depth or width other than the one that the policy itself stands for.
+    """
     chosen = overrides or Overrides()
+    fixed = _fixed_draft(name)
+    if fixed is not None:
+        depth, width = fixed
+        if chosen.depth not in (None, depth):
+            drafts = f"drafts {depth} tokens a step" if depth else "does not draft"
+            raise InvalidConfig(f"policy {name} {drafts}: leave out --depth {chosen.depth}, or choose another policy")
+        if depth and chosen.width not in (None, width):
+            raise InvalidConfig(f"policy {name} drafts chains: leave out --width {chosen.width}, or choose another policy")
+    return _MAKERS["spec:K" if name.startswith("spec:") else name](name, constants, chosen)
+
+
+def _fixed_draft(name: str) -> tuple[int, int] | None:
+    """Depth and width that the name stands for; None where they are free. Raises InvalidConfig for an unknown name."""
     chain = re.fullmatch(r"spec:(\d{1,3})", name)
     if chain:
         length = int(chain[1])
         if not 1 <= length <= MAX_CHAIN:
             raise InvalidConfig(f"policy spec:K takes 1 <= K <= {MAX_CHAIN}, got {length}")
-        return Policy(name, PrefillFirst(length, chosen.chunk_rows or 2048), ChainSelection(), per_request=length)
-    if name == "continuous":
-        return Policy(name, PrefillFirst(0, chosen.chunk_rows or 2048), ChainSelection(), per_request=0)
-    if name == "adaserve":
-        changed = {
-            "verify_rows": chosen.budget or constants.verify_rows,
-            "prompt_rows": chosen.chunk_rows or constants.prompt_rows,
-        }
-        settled = Constants(**{**vars(constants), **changed})
-        scheduling = AdaptiveScheduling(settled, chosen.depth, chosen.width)
-        return Policy(name, scheduling, SloSelection(), per_request=min(settled.per_request, MAX_NODES), order=chosen.order)
-    raise InvalidConfig(f"unknown policy {name!r}: choose one of {', '.join(NAMES)}")
+        return length, 1
+    if name not in _MAKERS or name == "spec:K":
+        raise InvalidConfig(f"unknown policy {name!r}: choose one of {', '.join(NAMES)}")
+    return None if name in ("adaserve", "throughput", "specinfer") else (0, 1)
+
+
+def _adaserve(name: str, constants: Constants, chosen: Overrides) -> Policy:
+    return _adaptive(name, constants, chosen, SloSelection())
+
+
+def _throughput(name: str, constants: Constants, chosen: Overrides) -> Policy:
+    return _adaptive(name, constants, chosen, LikelihoodSelection())
+
+
+def _adaptive(name: str, constants: Constants, chosen: Overrides, selection: Selection) -> Policy:
+    settled = replace(
+        constants,
+        verify_rows=chosen.budget or constants.verify_rows,
+        prompt_rows=chosen.chunk_rows or constants.prompt_rows,
+    )
+    scheduling = AdaptiveScheduling(settled, chosen.depth, chosen.width)
+    return Policy(name, scheduling, selection, per_request=min(settled.per_request, MAX_NODES), order=chosen.order)
+
+
+def _continuous(name: str, constants: Constants, chosen: Overrides) -> Policy:
+    return _plain(name, chosen, FIRST_COME)
+
+
+def _sarathi(name: str, constants: Constants, chosen: Overrides) -> Policy:
+    # A pass over B1 rows takes at most twice as long as one over a single row. Over 2 B1 rows, 512 for a 32B model on one H200,
+    # it takes about three times as long: within the five decode iterations that Sarathi-Serve's strict target grants a step.
+    scheduling = StallFree(chosen.budget or 2 * constants.verify_rows, chosen.chunk_rows)
+    return Policy(name, scheduling, ChainSelection(), per_request=0)
+
+
+def _spec(name: str, constants: Constants, chosen: Overrides) -> Policy:
+    length = int(name.removeprefix("spec:"))
+    scheduling = PrefillFirst(length, 1, chosen.chunk_rows or BATCHED_TOKENS, chosen.budget)
+    return Policy(name, scheduling, ChainSelection(), per_request=length)
+
+
+def _specinfer(name: str, constants: Constants, chosen: Overrides) -> Policy:
+    depth = SPECINFER_DEPTH if chosen.depth is None else chosen.depth
+    width = SPECINFER_WIDTH if chosen.width is None else chosen.width
+    if depth * width > MAX_NODES:
+        raise InvalidConfig(f"policy specinfer verifies depth x width <= {MAX_NODES} nodes a request, got {depth} x {width}")
+    scheduling = PrefillFirst(depth, width, chosen.chunk_rows or BATCHED_TOKENS, chosen.budget)
+    return Policy(name, scheduling, ChainSelection(), per_request=depth * width)
+
+
+def _priority(name: str, constants: Constants, chosen: Overrides) -> Policy:
+    urgency = Urgency()
+    return _plain(name, chosen, Discipline(lambda: RankedQueue(urgency), urgency, UrgentTurns()))
+
+
+def _fastserve(name: str, constants: Constants, chosen: Overrides) -> Policy:
+    levels = SkipJoin(quantum=LEVEL_QUANTUM, prompt_rows=constants.verify_rows)
+    turns = LevelTurns(levels, batch=chosen.budget or constants.verify_rows)
+    return _plain(name, chosen, Discipline(lambda: RankedQueue(levels), levels, turns))
+
+
+def _vtc(name: str, constants: Constants, chosen: Overrides) -> Policy:
+    return _plain(name, chosen, Discipline(FairQueue))
+
+
+def _plain(name: str, chosen: Overrides, discipline: Discipline) -> Policy:
+    """vLLM without speculation, under some discipline."""
+    scheduling = PrefillFirst(most_prompt_rows=chosen.chunk_rows or BATCHED_TOKENS)
+    return Policy(name, scheduling, ChainSelection(), per_request=0, discipline=discipline)
+
+
+_MAKERS: dict[str, Callable[[str, Constants, Overrides], Policy]] = {
+    "adaserve": _adaserve,
+    "throughput": _throughput,
+    "continuous": _continuous,
+    "sarathi": _sarathi,
+    "spec:K": _spec,
+    "specinfer": _specinfer,
+    "priority": _priority,
+    "fastserve": _fastserve,
+    "vtc": _vtc,
+}
+NAMES = tuple(_MAKERS)

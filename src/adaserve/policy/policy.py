@@ -1,15 +1,19 @@
-"""A policy: Scheduling (how a step's rows are shared out) and Selection (which nodes are worth verifying)."""
+"""A policy: Discipline (who is served), Scheduling (how a step's rows are shared out), Selection (which nodes are verified)."""
 
 from dataclasses import dataclass
 from typing import Protocol
 
+from adaserve.policy.discipline import FIRST_COME, Discipline
 from adaserve.policy.selection import Selection
 from adaserve.step import Order
 
 
 @dataclass(frozen=True)
 class Demand:
-    """What waits for a step's rows: `decoding` requests with a root each, `prompt` known tokens not yet computed."""
+    """What waits for a step's rows, of the requests that take part in it.
+
+    decoding: requests with a root each. prompt: known tokens not yet computed.
+    """
 
     decoding: int
     prompt: int
@@ -47,7 +51,7 @@ class Scheduling(Protocol):
 
 @dataclass(frozen=True)
 class Policy:
-    """A named pair of Scheduling and Selection, and what selection is told besides.
+    """A name for a Scheduling, a Selection and a Discipline that go together, and what selection is told besides.
 
     per_request: n_max, most nodes that the SLO phase gives one request. order: who comes first in the SLO phase.
     """
@@ -57,3 +61,4 @@ class Policy:
     selection: Selection
     per_request: int
     order: Order = Order.NEEDIEST
+    discipline: Discipline = FIRST_COME

@@ -7,23 +7,28 @@ from adaserve.policy.policy import Demand, Share
 
 @dataclass(frozen=True)
 class PrefillFirst:
-    """Whole prompts first, without decoding beside them, then plain decoding (length 0) or chains of `length` draft tokens.
+    """Whole prompts first, without decoding beside them; then plain decoding (depth 0), or drafts of a fixed size.
 
+    depth, width: of every request's draft; width 1 drafts chains of `depth` tokens.
     most_prompt_rows is vLLM's max_num_batched_tokens.
+    most_rows: bounds the rows of roots and drafts together; None has every draft verified whole.
     """
 
-    length: int = 0
+    depth: int = 0
+    width: int = 1
     most_prompt_rows: int = 2048
+    most_rows: int | None = None
 
     @property
     def deepest(self) -> int:
-        return self.length
+        return self.depth
 
     def share(self, demand: Demand) -> Share:
+        rows = demand.decoding * (1 + self.depth * self.width)
         return Share(
             decode=demand.prompt == 0,
             prompt_rows=self.most_prompt_rows,
-            budget=demand.decoding * (1 + self.length),
-            depth=self.length,
-            width=1,
+            budget=rows if self.most_rows is None else min(rows, self.most_rows),
+            depth=self.depth,
+            width=self.width,
         )

@@ -106,8 +106,20 @@ def _throughput_counts(prob: Tensor, taken: Tensor, nodes: int) -> Tensor:
     return torch.zeros_like(taken).scatter_add_(0, flat % n, bought.to(taken.dtype))
 
 
+class LikelihoodSelection:
+    """The likeliest nodes of the whole batch until `limits.nodes` are spent, blind to needs: `throughput`.
+
+    This is SloSelection's second phase alone, ties included. It maximises the expected tokens of the step, as vLLM does from
+    version 0.32 on for chains.
+    """
+
+    def __call__(self, candidates: CandidateTree, need: Tensor, limits: Limits) -> Selected:
+        """Choose by f alone; `need` is not looked at."""
+        return SloSelection()(candidates, torch.zeros_like(need), limits)
+
+
 class ChainSelection:
-    """Verify everything that the drafter proposed, blind to needs and probabilities: fixed chains of K tokens (`spec:K`).
+    """Verify everything that the drafter proposed, blind to needs and probabilities: `spec:K` and `specinfer`.
 
     When `limits.nodes` cannot hold all candidates, shallow nodes come first: all requests' first tokens, then their second ones,
     and so on; within one depth the lower column, then the lower request. Trees work as well as chains.

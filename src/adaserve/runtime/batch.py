@@ -19,6 +19,21 @@ TAIL_ROWS = 64
 
 
 @dataclass(frozen=True)
+class Tiles:
+    """How attention on a GPU divides the rows: T tiles, each of some neighbouring rows of one group; empty ones come last.
+
+    slot, first, rows  [T] int64  the tile's slot, its first row, and how many it has, at most `height`
+    splits             shares into which the context is divided, for processors that would idle otherwise
+    """
+
+    slot: Tensor
+    first: Tensor
+    rows: Tensor
+    height: int
+    splits: int
+
+
+@dataclass(frozen=True)
 class ForwardBatch:
     """B rows in G groups; a group's rows are contiguous and belong to one slot.
 
@@ -32,6 +47,7 @@ class ForwardBatch:
     pages    [slots, P] int64  page table: pages of every slot, in order of position
     page_size  tokens a page
     tail_start pool row of slot 0's tail; slot s has rows [tail_start + s * TAIL_ROWS, ... + TAIL_ROWS)
+    tiles      what attention on a GPU computes once for all layers; None where it does without
     """
 
     token: Tensor
@@ -44,3 +60,4 @@ class ForwardBatch:
     pages: Tensor
     page_size: int
     tail_start: int
+    tiles: Tiles | None = None

@@ -14,6 +14,7 @@ from adaserve.kernels.gumbel import greedy_argmax, perturbed_argmax
 from adaserve.kernels.truncation import Truncation
 from adaserve.runtime import processors
 from adaserve.runtime.table import SamplingTable, Traits
+from adaserve.runtime.transfer import upload
 from adaserve.tree import DraftTree
 
 
@@ -47,7 +48,7 @@ class DrawRows:
         """
         device = tree.token.device
         slots = decoding + finishing
-        slot_of = torch.tensor(slots, dtype=torch.int64, device=device)  # [n + C]
+        slot_of = upload(slots, device)  # [n + C]
         chunk = slot_of[len(decoding) :]  # [C]
         # Padding rows belong to request n, which does not exist; some other slot's parameters serve for their idle draws.
         slot = torch.cat([slot_of[tree.row.clamp(max=len(slots) - 1)], chunk])  # [R]

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from adaserve.runtime.batch import TAIL_ROWS, ForwardBatch
 from adaserve.runtime.sampling import History
+from adaserve.runtime.transfer import upload
 from adaserve.step import Chunk, PageGrant, Placement
 from adaserve.tree import DraftTree
 
@@ -16,18 +17,31 @@ class SlotTable:
 
     tokens [slots, L] int64: known tokens of every slot, of which the first `known` [slots] int64 count.
     pages [slots, P] int64: the slot's pages in order of position.
+
+    spare_page: a page that nobody owns. With it the table has one more slot, `spare`, to which padding belongs: then no shape
+    depends on what the device finds, and the host need not wait for it. Without, batches hold exactly what there is.
     """
 
-    def __init__(self, *, slots: int, length: int, page_size: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, *, slots: int, length: int, page_size: int, device: torch.device | str = "cpu", spare_page: int | None = None
+    ) -> None:
         self.page_size = page_size
+        self.spare = None if spare_page is None else slots
+        slots += spare_page is not None
         self.tokens = torch.zeros(slots, length + 64, dtype=torch.int64, device=device)  # [slots, L]
         self.known = torch.zeros(slots, dtype=torch.int64, device=device)  # [slots]
         self.pages = torch.zeros(slots, -(-(length + 64) // page_size), dtype=torch.int64, device=device)  # [slots, P]
+        if spare_page is not None:
+            self.pages[-1] = spare_page
 
     @property
     def device(self) -> torch.device:
         """Where the tables live."""
         return self.tokens.device
+
+    @property
+    def _spares(self) -> list[int]:
+        return [] if self.spare is None else [self.spare]
 
     @property
     def history(self) -> History:
@@ -37,13 +51,13 @@ class SlotTable:
     def place(self, placement: Placement) -> None:
         """A request comes to a slot with its known tokens."""
         count = len(placement.tokens)
-        self.tokens[placement.slot, :count] = torch.tensor(placement.tokens, device=self.device)
+        self.tokens[placement.slot, :count] = upload(placement.tokens, self.device)
         self.known[placement.slot] = count
 
     def grant(self, grant: PageGrant) -> None:
         """A slot owns more pages from now on."""
         end = grant.first + len(grant.pages)
-        self.pages[grant.slot, grant.first : end] = torch.tensor(grant.pages, device=self.device)
+        self.pages[grant.slot, grant.first : end] = upload(grant.pages, self.device)
 
     def gain(self, slot: Tensor, tokens: Tensor, length: Tensor) -> None:
         """Append tokens [n, D + 1], of which the first `length` [n] count, to the known tokens of `slot` [n]."""
@@ -66,13 +80,32 @@ class SlotTable:
 
         The root is a known token: its key and value go to its page. Draft nodes live in the tail until they are accepted.
         """
-        slot = torch.tensor(decoding, dtype=torch.int64, device=self.device)[tree.row]  # [B]
+        owners = [*decoding, *self._spares]
+        slot = upload(owners, self.device)[tree.row]  # [B]
         known = self.known[slot]  # [B]
         tail = tail_start + slot * TAIL_ROWS + tree.node
         dest = torch.where(tree.depth == 0, self.page_rows(slot, known - 1), tail)
         rows = (tree.token, known - 1 + tree.depth, known, tree.mask, dest)
-        first = torch.cat([tree.root, torch.tensor(_starts([c.length for c in chunks]), device=self.device) + tree.rows])
-        return self._batch([rows, self._known_rows(chunks)], first, [*decoding, *(c.slot for c in chunks)], tail_start)
+        padding = (tree.count.sum() + len(decoding)).expand(len(self._spares))  # [1], where padding begins, or [0]
+        first = torch.cat([tree.root, padding, upload(_starts([c.length for c in chunks]), self.device) + tree.rows])
+        return self._batch([rows, self._known_rows(chunks)], first, [*owners, *(c.slot for c in chunks)], tail_start)
+
+    def accepted_rows(
+        self, tree: DraftTree, accepted: Tensor, place: Tensor, decoding: Sequence[int], tail_start: int
+    ) -> tuple[Tensor, Tensor]:
+        """Pool rows that accepted nodes move from and to, [m] each, before the gained tokens are known.
+
+        accepted [B] bool: nodes, no roots; place [B]: their rows in their slot's tail. With a spare slot m is B, and what is not
+        accepted moves from the spare tail to itself.
+        """
+        slot = upload([*decoding, *self._spares], self.device)[tree.row]  # [B]
+        source = tail_start + slot * TAIL_ROWS + place  # [B]
+        dest = self.page_rows(slot, self.known[slot] - 1 + tree.depth)  # [B]
+        if self.spare is None:
+            row = accepted.nonzero()[:, 0]  # [m]
+            return source[row], dest[row]
+        idle = tail_start + self.spare * TAIL_ROWS
+        return torch.where(accepted, source, idle), torch.where(accepted, dest, idle)
 
     def beam_batch(
         self, slot: Tensor, token: Tensor, mask: Tensor, tail: Tensor, depth: int, tail_start: int, slots: Sequence[int]
@@ -86,10 +119,11 @@ class SlotTable:
 
     def _known_rows(self, chunks: Sequence[Chunk]) -> tuple[Tensor, ...]:
         """Token, position, prefix, mask and dest of every row of the chunks, [m] each."""
-        lengths = torch.tensor([c.length for c in chunks], dtype=torch.int64, device=self.device)  # [C]
-        slot = torch.tensor([c.slot for c in chunks], dtype=torch.int64, device=self.device).repeat_interleave(lengths)  # [m]
-        shift = torch.tensor([c.start for c in chunks], dtype=torch.int64, device=self.device) - lengths.cumsum(0) + lengths
-        position = torch.arange(slot.shape[0], device=self.device) + shift.repeat_interleave(lengths)  # [m]
+        slots, starts, lengths = upload([[c.slot for c in chunks], [c.start for c in chunks], [c.length for c in chunks]], self.device)
+        total = sum(c.length for c in chunks)
+        slot = slots.repeat_interleave(lengths, output_size=total)  # [m]
+        shift = starts - lengths.cumsum(0) + lengths  # [C]
+        position = torch.arange(total, device=self.device) + shift.repeat_interleave(lengths, output_size=total)  # [m]
         dest = self.page_rows(slot, position)
         return self.tokens[slot, position], position, position + 1, torch.zeros_like(position), dest
 
@@ -103,8 +137,8 @@ class SlotTable:
             prefix=prefix,
             mask=mask,
             dest=dest,
-            start=torch.as_tensor(start, dtype=torch.int64, device=self.device),
-            slot=torch.tensor(slots, dtype=torch.int64, device=self.device),
+            start=start if isinstance(start, Tensor) else upload(start, self.device),
+            slot=upload(slots, self.device),
             pages=self.pages,
             page_size=self.page_size,
             tail_start=tail_start,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from adaserve.request import SamplingParams
+from adaserve.runtime.transfer import upload
 from adaserve.step import Placement
 
 
@@ -59,8 +60,9 @@ class SparseRows:
             self.numbers = torch.nn.functional.pad(self.numbers, (0, missing))
         padding = self.ids.shape[1] - len(entries)
         first = next(iter(entries), 0)
-        self.ids[slot] = torch.tensor([*entries, *[first] * padding])
-        self.numbers[slot] = torch.tensor([*entries.values(), *[0.0] * padding], dtype=torch.float64)
+        device = self.ids.device
+        self.ids[slot] = upload([*entries, *[first] * padding], device)
+        self.numbers[slot] = upload([*entries.values(), *[0.0] * padding], device, torch.float64)
 
 
 class SamplingTable:

@@ -5,30 +5,20 @@ one token is decoding: that token is the root of its tree. Any other lag is made
 """
 
 import heapq
-import math
-from collections import Counter, deque
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from enum import Enum
 
 from adaserve.latency import LatencyModel
 from adaserve.pages import PagePool
-from adaserve.policy.policy import Demand, Policy, Share
+from adaserve.policy.policy import Demand, Policy
 from adaserve.request import FinishReason, Request, RequestState
+from adaserve.scheduling.drafting import READY_LAG, Drafting, slot_of
 from adaserve.scheduling.ledger import PageLedger
 from adaserve.scheduling.need import need
 from adaserve.step import Chunk, Limits, PageGrant, Placement, StepOutcome, StepPlan, StepShape, TokenLogprobs, draft_work
 
-READY_LAG = 6
-"""Known tokens that the draft may still have to compute when it speculates; behind by more, it catches up first."""
-
-
-class Drafting(Enum):
-    """What proposes trees: nothing, prompt look-up, or a draft model whose own cache must be kept up to date."""
-
-    NONE = "none"
-    LOOKUP = "lookup"
-    MODEL = "model"
+__all__ = ["READY_LAG", "Drafting", "Progress", "Scheduler"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +31,7 @@ class Progress:
 
 
 class Scheduler:
-    """Decides each step from the queues; first come, first served.
+    """Decides each step from the queues, in the order that the policy's discipline gives.
 
     slots: most requests that run at once. drafting: who proposes trees. reuse_prefixes: whether requests share full pages.
     """
@@ -54,7 +44,7 @@ class Scheduler:
         self._ledger = PageLedger(pages, reuse_prefixes)
         self._drafting = drafting
         self._slots = list(range(slots))
-        self._waiting: deque[RequestState] = deque()
+        self._waiting = policy.discipline.queue()
         self._running: dict[int, RequestState] = {}  # by slot, in order of admission
         self._released: list[int] = []
 
@@ -68,46 +58,62 @@ class Scheduler:
         """How many requests wait for one."""
         return len(self._waiting)
 
+    def state(self, slot: int) -> RequestState:
+        """The request that holds a slot, to be looked at and not changed; KeyError if nobody does."""
+        return self._running[slot]
+
     def admit(self, requests: Iterable[Request]) -> None:
-        """Queue new requests behind the waiting ones."""
-        self._waiting.extend(RequestState(request, list(request.prompt)) for request in requests)
+        """Queue new requests."""
+        for request in requests:
+            self._waiting.push(RequestState(request, list(request.prompt)))
 
     def cancel(self, request_ids: set[str]) -> list[Progress]:
         """End the requests named; everything they held is free at once. Unknown ids are ignored."""
-        ended = [s for s in (*self._waiting, *self._running.values()) if s.request.id in request_ids]
+        waiting = [s for s in self._waiting if s.request.id in request_ids]
+        ended = waiting + [s for s in self._running.values() if s.request.id in request_ids]
+        for state in waiting:
+            self._waiting.drop(state)
         for state in ended:
             self._end(state, FinishReason.CANCELLED)
-        self._waiting = deque(s for s in self._waiting if s.finish is None)
         return [Progress(state, ()) for state in ended]
 
     def plan(self, now: float) -> StepPlan | None:
         """Decide the next iteration; None when no request needs one."""
-        grants = self._grow()
-        placed, fresh = self._place()
-        grants += fresh
-        decoding = [s for s in self._running.values() if s.is_decoding]
-        backlog = [s for s in self._running.values() if not s.is_decoding]
+        line = self._line(now)
+        grants = self._grow(line)
+        placed = self._place(line, grants, now)
+        if placed:
+            line = self._line(now)
+        members = self._policy.discipline.turns(line, now, self._forecast) if line else ()
+        decoding: list[RequestState] = []
+        backlog: list[RequestState] = []
+        for state in members:
+            (decoding if state.is_decoding else backlog).append(state)
         share = self._policy.scheduling.share(Demand(len(decoding), sum(len(s.tokens) - s.computed for s in backlog)))
         if not share.decode:
             decoding = []
         chunks = _chunks(backlog, share.prompt_rows)
         if not decoding and not chunks:
+            assert not line, f"the policy {self._policy.name} lets nobody run"
             return None
         nodes = max(0, share.budget - len(decoding) - sum(c.length for c in chunks))
-        room = tuple(min(s.remaining - 1, share.depth) for s in decoding)
-        drafting, catch_up = self._draft_work(decoding, room, chunks, share)
+        room = tuple([min(s.remaining - 1, share.depth) for s in decoding])
+        drafting: list[Chunk | None] = [None] * len(decoding)
+        catch_up: list[Chunk] = []
+        if share.depth:
+            drafting, catch_up = self._drafting.work(decoding, room, chunks, self._running, share.prompt_rows)
         # Nobody drafts deeper than anybody can use, nor for a budget that prompts have spent.
         depth = max((most for chunk, most in zip(drafting, room, strict=True) if chunk is not None), default=0) if nodes else 0
-        drafts = sum(chunk is not None for chunk in drafting)
+        drafts = len(drafting) - drafting.count(None)
         shape = self._shape(decoding, chunks, drafting, catch_up, depth, share.width, min(nodes, drafts * depth * share.width))
         predicted = self._latency.predict(shape)
         released, self._released = tuple(self._released), []
         return StepPlan(
             released=released,
             placed=tuple(placed),
-            grants=tuple(grants),
-            decoding=tuple(_slot(s) for s in decoding),
-            need=tuple(need(s, now, predicted) for s in decoding),
+            grants=tuple(grants.values()),
+            decoding=tuple([slot_of(s) for s in decoding]),
+            need=tuple([need(s, now, predicted) for s in decoding]),
             room=room,
             drafting=tuple(drafting),
             chunks=tuple(chunks),
@@ -157,20 +163,32 @@ class Scheduler:
         """Verify the page accounting; raises AssertionError where it is broken."""
         self._ledger.check(list(self._running.values()))
 
-    def _grow(self) -> list[PageGrant]:
-        """Give decoding requests the pages that this step may fill; pre-empt the youngest when there are none left."""
-        grants = []
-        for state in list(self._running.values()):
-            if not state.is_decoding or state.slot is None:
+    def _line(self, now: float) -> list[RequestState]:
+        """The running requests, the most important first; of equals the one admitted first."""
+        line = list(self._running.values())
+        ranking = self._policy.discipline.ranking
+        if ranking is not None:
+            line.sort(key=lambda s: ranking.rank(s, now))
+        return line
+
+    def _forecast(self, rows: int, context: int) -> float:
+        return self._latency.predict(StepShape(rows, context))
+
+    def _grow(self, line: list[RequestState]) -> dict[int, PageGrant]:
+        """Give decoding requests the pages that this step may fill, by slot; pre-empt from the line's end when there are none."""
+        grants: dict[int, PageGrant] = {}
+        for state in tuple(line):
+            if not state.is_decoding:
                 continue
             reach = self._reach(state)
             while state.slot is not None:
                 grant = self._ledger.grow(state, reach)
                 if grant is not None:
-                    grants += [grant] if grant.pages else []
+                    if grant.pages:
+                        grants[grant.slot] = grant
                     break
-                self._preempt(next(reversed(self._running.values())))
-        return [g for g in grants if g.slot in self._running]
+                self._preempt(line.pop(), grants)
+        return grants
 
     def _reach(self, state: RequestState) -> int:
         """How many tokens a request may have after a step: its known ones, the next, and the deepest path that may be accepted.
@@ -179,14 +197,20 @@ class Scheduler:
         """
         return len(state.tokens) + max(1, min(self._policy.scheduling.deepest, state.remaining - 1))
 
-    def _place(self) -> tuple[list[Placement], list[PageGrant]]:
-        """Move waiting requests to free slots, in order of arrival, as long as their known tokens find pages."""
-        placed, grants = [], []
-        while self._waiting and self._slots:
-            state = self._waiting[0]
-            if not self._ledger.open(state, self._reach(state), reserve=len(self._running)):
-                break
-            self._waiting.popleft()
+    def _place(self, line: list[RequestState], grants: dict[int, PageGrant], now: float) -> list[Placement]:
+        """Move waiting requests to slots, in the queue's order, as long as their known tokens find pages.
+
+        Where the policy ranks requests, less important ones at the line's end make room.
+        """
+        ranking = self._policy.discipline.ranking
+        placed = []
+        while (state := self._waiting.first(now)) is not None:
+            if not self._slots or not self._ledger.open(state, self._reach(state), reserve=len(self._running)):
+                if ranking is None or not line or ranking.rank(line[-1], now) <= ranking.rank(state, now):
+                    break
+                self._preempt(line.pop(), grants)
+                continue
+            self._waiting.take(state)
             slot = heapq.heappop(self._slots)
             state.slot = slot
             self._running[slot] = state
@@ -202,42 +226,8 @@ class Scheduler:
                     stop_ids=request.stop_ids,
                 )
             )
-            grants.append(PageGrant(slot, 0, tuple(state.pages)))
-        return placed, grants
-
-    def _draft_work(
-        self, decoding: list[RequestState], room: tuple[int, ...], chunks: list[Chunk], share: Share
-    ) -> tuple[list[Chunk | None], list[Chunk]]:
-        """What the drafter computes before it can speculate: per decoding request, and for those that are behind."""
-        if not share.depth or self._drafting is Drafting.NONE:
-            return [None] * len(decoding), []
-        if self._drafting is Drafting.LOOKUP:
-            return [
-                Chunk(_slot(s), len(s.tokens) - 1, 1, draws=True) if most else None
-                for s, most in zip(decoding, room, strict=True)
-            ], []
-        drafting: list[Chunk | None] = []
-        catch_up: list[Chunk] = []
-        left = max(share.prompt_rows, READY_LAG)
-        for chunk in chunks:  # the draft reads a prompt as the target does
-            state = self._running[chunk.slot]
-            length = min(left, chunk.start + chunk.length - state.draft_computed)
-            if length > 0:
-                catch_up.append(Chunk(chunk.slot, state.draft_computed, length))
-                left -= length
-        behind: list[RequestState] = []
-        for state, most in zip(decoding, room, strict=True):
-            lag = len(state.tokens) - state.draft_computed
-            ready = most > 0 and lag <= READY_LAG
-            drafting.append(Chunk(_slot(state), state.draft_computed, lag, draws=True) if ready else None)
-            if most > 0 and not ready:
-                behind.append(state)
-        for state in sorted(behind, key=lambda s: s.request.targets.tpot or math.inf):  # the strictest target first
-            length = min(left, len(state.tokens) - 1 - state.draft_computed)
-            if length > 0:
-                catch_up.append(Chunk(_slot(state), state.draft_computed, length))
-                left -= length
-        return drafting, catch_up
+            grants[slot] = PageGrant(slot, 0, tuple(state.pages))
+        return placed
 
     def _shape(
         self,
@@ -263,11 +253,13 @@ class Scheduler:
         if failed:
             self._end(state, FinishReason.ERROR)
             return Progress(state, ())
-        kept = tokens[: state.remaining]
-        stop = next((i for i, t in enumerate(kept) if self._stops(state, t, state.produced + i + 1)), None)
+        most = state.remaining
+        kept = tokens[:most]
+        stop = _first_stop(state, kept)
         if stop is not None:
             kept = kept[: stop + 1]
         state.tokens.extend(kept)
+        self._waiting.served(state, len(kept))
         if state.decoding_since is None:
             state.decoding_since = now
         elif state.last_token_at is not None:
@@ -275,19 +267,19 @@ class Scheduler:
         state.last_token_at = now
         if stop is not None:
             self._end(state, FinishReason.STOP)
-        elif state.remaining == 0:
+        elif len(kept) == most:
             self._end(state, FinishReason.LENGTH)
         return Progress(state, kept, logprobs[: len(kept)])
 
-    @staticmethod
-    def _stops(state: RequestState, token: int, produced: int) -> bool:
-        return token in state.request.stop_ids and produced > state.request.sampling.min_tokens
+    def _preempt(self, state: RequestState, grants: dict[int, PageGrant]) -> None:
+        """Take everything from a running request, what this step granted it too, and put it back into the queue.
 
-    def _preempt(self, state: RequestState) -> None:
-        """Take everything from a running request and queue it first; it recomputes what the page cache no longer holds."""
+        It recomputes what the page cache no longer holds.
+        """
+        grants.pop(slot_of(state), None)
         self._leave(state)
         state.preemptions += 1
-        self._waiting.appendleft(state)
+        self._waiting.put_back(state)
 
     def _end(self, state: RequestState, reason: FinishReason) -> None:
         state.finish = reason
@@ -305,18 +297,22 @@ class Scheduler:
         state.computed = state.draft_computed = 0
 
 
-def _slot(state: RequestState) -> int:
-    assert state.slot is not None, "a running request has a slot"
-    return state.slot
+def _first_stop(state: RequestState, tokens: Sequence[int]) -> int | None:
+    """Which of the tokens just gained ends the request, if one does."""
+    stop_ids = state.request.stop_ids
+    if not stop_ids:
+        return None
+    least = state.request.sampling.min_tokens - state.produced  # tokens that may not end it
+    return next((i for i, token in enumerate(tokens) if token in stop_ids and i >= least), None)
 
 
-def _chunks(backlog: list[RequestState], rows: int) -> list[Chunk]:
-    """Share out prompt rows in order of admission; the chunk that reaches the last known token draws."""
+def _chunks(backlog: Sequence[RequestState], rows: int) -> list[Chunk]:
+    """Share out prompt rows in the order given; the chunk that reaches the last known token draws."""
     chunks = []
     for state in backlog:
         length = min(rows, len(state.tokens) - state.computed)
         if length <= 0:
             break
-        chunks.append(Chunk(_slot(state), state.computed, length, draws=state.computed + length == len(state.tokens)))
+        chunks.append(Chunk(slot_of(state), state.computed, length, draws=state.computed + length == len(state.tokens)))
         rows -= length
     return chunks

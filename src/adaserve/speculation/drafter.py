@@ -11,15 +11,13 @@ from adaserve.tree import CandidateTree, DraftTree
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What became of a step's trees, told to the drafter before the slots' tables take the gained tokens in.
+class Gained:
+    """What a step brought, told to the drafter once the host knows it.
 
-    accepted [B] bool: rows of `tree` on the accepted path; gained: per decoding slot, the tokens gained.
+    tokens: per decoding slot, the tokens gained. first_tokens: (slot, token) of every prompt that is complete.
     """
 
-    tree: DraftTree
-    accepted: Tensor
-    gained: tuple[tuple[int, ...], ...]
+    tokens: tuple[tuple[int, ...], ...]
     first_tokens: tuple[tuple[int, int], ...]
     drafted: Drafted
 
@@ -43,6 +41,10 @@ class Drafter(Protocol):
         """Do the plan's catch-up and grow trees of the plan's depth and width for those that draft.  [n, N]"""
         ...
 
-    def keep(self, plan: StepPlan, table: SlotTable, kept: Kept) -> None:
-        """Keep what was accepted. Called before the gained tokens become known to `table`."""
+    def keep(self, plan: StepPlan, table: SlotTable, tree: DraftTree, accepted: Tensor) -> None:
+        """Keep what was accepted, rows [B] bool of `tree`. Called before the gained tokens become known to `table`."""
+        ...
+
+    def learn(self, plan: StepPlan, gained: Gained) -> None:
+        """Hear what was gained."""
         ...

@@ -1,10 +1,12 @@
 """The n-gram drafter as a Drafter: no model, no cache, host work only."""
 
+from torch import Tensor
+
 from adaserve.runtime.slots import SlotTable
-from adaserve.speculation.drafter import Kept
+from adaserve.speculation.drafter import Gained
 from adaserve.speculation.ngram import NgramDrafter
 from adaserve.step import Placement, StepPlan
-from adaserve.tree import CandidateTree
+from adaserve.tree import CandidateTree, DraftTree
 
 
 class LookupDrafter:
@@ -30,8 +32,11 @@ class LookupDrafter:
         drafting = [chunk is not None for chunk in plan.drafting]
         return self._ngrams.propose(plan.decoding, plan.depth, plan.room, drafting, table.device)
 
-    def keep(self, plan: StepPlan, table: SlotTable, kept: Kept) -> None:
+    def keep(self, plan: StepPlan, table: SlotTable, tree: DraftTree, accepted: Tensor) -> None:
+        """Nothing: there is no cache."""
+
+    def learn(self, plan: StepPlan, gained: Gained) -> None:
         """Index what was gained, and learn how often proposals were right."""
-        for slot, tokens in (*zip(plan.decoding, kept.gained, strict=True), *((s, (t,)) for s, t in kept.first_tokens)):
+        for slot, tokens in (*zip(plan.decoding, gained.tokens, strict=True), *((s, (t,)) for s, t in gained.first_tokens)):
             self._ngrams.append(slot, tokens)
-        self._ngrams.learn(kept.drafted)
+        self._ngrams.learn(gained.drafted)

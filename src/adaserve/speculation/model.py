@@ -15,24 +15,26 @@ from torch import Tensor
 from adaserve.cache.pool import KVPool
 from adaserve.kernels.top import top_tokens
 from adaserve.models.decoder import Decoder
-from adaserve.runtime.batch import TAIL_ROWS
+from adaserve.runtime.passes import Passes
 from adaserve.runtime.slots import SlotTable
+from adaserve.runtime.transfer import upload
 from adaserve.speculation.beam import Beam
-from adaserve.speculation.drafter import Kept
+from adaserve.speculation.drafter import Gained
 from adaserve.step import Placement, StepPlan, draft_work
-from adaserve.tree import CandidateTree
+from adaserve.tree import CandidateTree, DraftTree
 
 
 class ModelDrafter:
     """Drafts with a decoder and a KV pool of its own; the pool's pages carry the same numbers as the target's.
 
-    vocabulary: only the first so many tokens are ever proposed (a multiple of 16), None for all. Tokenizers number their tokens
+    passes: how the decoder is run. vocabulary: only the first so many tokens are ever proposed (a multiple of 16), None for all. Tokenizers number their tokens
     in the order in which they were merged, about that of frequency, and a small draft spends most of a pass in its head.
     """
 
-    def __init__(self, decoder: Decoder, pool: KVPool, slots: int, vocabulary: int | None = None) -> None:
+    def __init__(self, decoder: Decoder, pool: KVPool, passes: Passes, slots: int, vocabulary: int | None = None) -> None:
         self._decoder = decoder
         self._pool = pool
+        self._passes = passes
         self._vocabulary = vocabulary
         self._inverse_temperature = torch.ones(slots, dtype=torch.float64, device=decoder.device)  # [slots]
 
@@ -56,31 +58,33 @@ class ModelDrafter:
         chunks = [*first, *plan.catch_up]
         if not chunks:
             return CandidateTree.empty(n, table.device)
-        hidden = self._decoder.forward(table.known_batch(chunks, self._pool.tail_start), self._pool)  # [B, hidden]
+        longest = max(chunk.start + chunk.length for chunk in chunks)
+        hidden = self._passes(table.known_batch(chunks, self._pool.tail_start), longest)  # [B, hidden]
         if not active:
             return CandidateTree.empty(n, table.device)
 
         slots = [chunk.slot for chunk in first]
-        slot = torch.tensor(slots, device=table.device)  # [a] slots of the active requests
-        room = torch.tensor([plan.room[i] for i in active], device=table.device)  # [a]
+        slot = upload(slots, table.device)  # [a] slots of the active requests
+        room = upload([plan.room[i] for i in active], table.device)  # [a]
         beam = Beam(plan.width, room, torch.ones_like(room, dtype=torch.bool))
-        last = torch.tensor([chunk.length for chunk in first], device=table.device).cumsum(0) - 1  # [a]
+        last = upload([chunk.length for chunk in first], table.device).cumsum(0) - 1  # [a]
         rows = beam.extend(*self._likeliest(hidden[last], slot, plan.width))
         for depth in range(1, plan.depth):
             batch = table.beam_batch(slot, rows.token, rows.mask, rows.tail, depth, self._pool.tail_start, slots)
-            hidden = self._decoder.forward(batch, self._pool)  # [a * w, hidden]
+            hidden = self._passes(batch, longest)  # [a * w, hidden]
             rows = beam.extend(*self._likeliest(hidden, slot, plan.width))
         return _spread(beam.tree(), active, n)
 
-    def keep(self, plan: StepPlan, table: SlotTable, kept: Kept) -> None:
+    def keep(self, plan: StepPlan, table: SlotTable, tree: DraftTree, accepted: Tensor) -> None:
         """Move the accepted nodes' keys and values from tail to pages; the last depth's were never computed."""
         if plan.depth < 2:
             return
-        tree = kept.tree
-        row = (kept.accepted & (tree.depth > 0) & (tree.depth < plan.depth)).nonzero()[:, 0]  # [m]
-        slot = torch.tensor(plan.decoding, device=table.device)[tree.row[row]]  # [m]
-        source = self._pool.tail_start + slot * TAIL_ROWS + tree.column[row]  # a node's column is its row in the tail
-        self._pool.move(source, table.page_rows(slot, table.known[slot] - 1 + tree.depth[row]))
+        read = accepted & (tree.depth > 0) & (tree.depth < plan.depth)  # [B]
+        # A node's column is its row in the tail.
+        self._pool.move(*table.accepted_rows(tree, read, tree.column, plan.decoding, self._pool.tail_start))
+
+    def learn(self, plan: StepPlan, gained: Gained) -> None:
+        """Nothing: the tokens are read when they are drafted from."""
 
     def _likeliest(self, hidden: Tensor, slot: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """The w likeliest next tokens of every row [a * r, hidden] with log-probabilities: [a, r, w] each."""
@@ -95,7 +99,7 @@ def _spread(tree: CandidateTree, active: list[int], n: int) -> CandidateTree:
     """Give the requests that did not draft rows of padding: [a, N] -> [n, N]."""
     if len(active) == n:
         return tree
-    index = torch.tensor(active, device=tree.token.device)
+    index = upload(active, tree.token.device)
 
     def spread(x: Tensor) -> Tensor:
         return x.new_zeros(n, x.shape[1]).index_copy(0, index, x)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from adaserve.runtime.transfer import upload
 from adaserve.step import Drafted
 from adaserve.tree import MAX_NODES, ROOT, CandidateTree, Source
 
@@ -126,10 +127,10 @@ class NgramDrafter:
         shape = (len(slots), depth)
         column = torch.arange(depth, device=device)
         return CandidateTree(
-            token=torch.tensor(token, dtype=torch.int64, device=device).view(shape),
+            token=upload(token, torch.device(device)).view(shape),
             parent=(column + ROOT).expand(shape),  # a chain: ROOT is the column before the first
             depth=(column + 1).expand(shape),
-            path_prob=torch.tensor(prob, dtype=torch.float64, device=device).view(shape),
+            path_prob=upload(prob, torch.device(device), torch.float64).view(shape),
             source=torch.full(shape, int(Source.NGRAM), device=device),
         )
 

@@ -1,4 +1,4 @@
-"""Arrival processes: when requests come. Both take their randomness as an argument."""
+"""Arrival processes: when requests come. Randomness is an argument."""
 
 import numpy as np
 
@@ -26,8 +26,3 @@ def gamma_times(rate: float, duration: float, cv: float, rng: np.random.Generato
         if now >= duration:
             return times
         times.append(now)
-
-
-def poisson_times(rate: float, duration: float, rng: np.random.Generator) -> list[float]:
-    """Times of arrival of a Poisson process of `rate` requests per second in [0, duration) seconds."""
-    return gamma_times(rate, duration, 1.0, rng)

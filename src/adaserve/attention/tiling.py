@@ -1,0 +1,55 @@
+"""Divides the rows of a batch into tiles for attention on a GPU, without asking the device for anything."""
+
+import torch
+from torch import Tensor
+
+from adaserve.runtime.batch import ForwardBatch, Tiles
+
+LANES = 64
+"""(row, query head) pairs of a tile where there is much to do; 16 are the fewest that the matrix units take."""
+FEW_ROWS = 512
+PROGRAMS = 1056
+"""Enough to keep every processor of a large GPU loading: eight for each of 132."""
+SHARE = 256
+"""Least context of a split; a smaller one costs more to merge than it saves."""
+MOST_SPLITS = 32
+
+
+def tile(batch: ForwardBatch, *, group: int, kv_heads: int, longest: int | None) -> Tiles:
+    """Divide a batch. group: query heads a KV head; longest: most context of a row, as the host knows it, or None."""
+    rows, groups = batch.prefix.shape[0], batch.slot.shape[0]
+    height = tile_height(rows, group)
+    count = tile_count(rows, groups, height)
+    reach = batch.pages.shape[1] * batch.page_size if longest is None else longest
+    slot, first, size = _tiles(batch.start, batch.slot, height, count)
+    return Tiles(slot, first, size, height, splits(count * kv_heads, reach))
+
+
+def tile_height(rows: int, group: int) -> int:
+    """Rows of a tile."""
+    lanes = LANES if group >= 4 or rows > FEW_ROWS else 16
+    return max(1, lanes // group)
+
+
+def tile_count(rows: int, groups: int, height: int) -> int:
+    """How many tiles any division of `rows` rows into `groups` groups may need: each group ends in a tile not quite full."""
+    return min(groups, rows) + rows // height
+
+
+def splits(programs: int, longest: int) -> int:
+    """How many shares to divide the context into: a power of two."""
+    wanted = min(PROGRAMS // max(programs, 1), longest // SHARE, MOST_SPLITS)
+    return 1 << max(wanted, 1).bit_length() - 1
+
+
+def _tiles(start: Tensor, slot: Tensor, height: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Slot, first row and rows of every tile, [T] each; start [G + 1], slot [G]."""
+    size = start[1:] - start[:-1]  # [G]
+    own = (size + height - 1) // height  # [G] tiles
+    end = own.cumsum(0)  # [G]
+    index = torch.arange(count, device=start.device)  # [T]
+    found = torch.searchsorted(end, index, right=True)  # [T], G for those that are not needed
+    group = found.clamp(max=slot.shape[0] - 1)
+    first = start[group] + (index - end[group] + own[group]) * height
+    rows = torch.where(found < slot.shape[0], (start[group + 1] - first).clamp(max=height), 0)
+    return slot[group], first, rows

@@ -1,0 +1,147 @@
+"""Attention over paged prefix and masked tail in Triton: paged.attend on a GPU; paged.attend_reference is the specification.
+
+A tile is some rows of one group times the query heads of one key-value head, so keys and values are read once for all of them:
+
+    program (tile, kv head, split)    q [rows * H / KH, hd]    prefix blocks of its share . . . | tail (the last split alone)
+
+The context is divided among splits, which leave partial sums that a second kernel merges by their log-sum-exp; with one split
+the result is written at once. Lengths and page tables are read on the device: nothing here depends on the batch but its sizes.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from adaserve.runtime.batch import TAIL_ROWS, ForwardBatch, Tiles
+
+
+@triton.jit
+def _fold(score, v, best, mass, acc):
+    """Take one more block of scores [M, N] and values [N, D] into the running softmax (base 2)."""
+    fresh = tl.maximum(best, tl.max(score, axis=1))
+    safe = tl.where(fresh == float("-inf"), 0.0, fresh)  # nothing seen yet
+    weight = tl.exp2(score - safe[:, None])
+    decay = tl.exp2(best - safe)
+    mass = mass * decay + tl.sum(weight, axis=1)
+    acc = acc * decay[:, None] + tl.dot(weight.to(v.dtype), v, input_precision="ieee")
+    return fresh, mass, acc
+
+
+@triton.jit
+def _attend_kernel(
+    q, keys, values, out, partial, log_mass, tile_slot, tile_first, tile_rows, prefix, mask, pages,
+    pages_stride, tail_start, scale,
+    PAGE: tl.constexpr, GROUP: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, TAIL: tl.constexpr,
+    SPLITS: tl.constexpr, M: tl.constexpr, N: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
+    tile = tl.program_id(0)
+    head = tl.program_id(1)
+    split = tl.program_id(2)
+    rows = tl.load(tile_rows + tile)
+    if rows > 0:
+        slot = tl.load(tile_slot + tile)
+        lane = tl.arange(0, M)
+        live = lane < rows * GROUP
+        row = tl.load(tile_first + tile) + lane // GROUP
+        d = tl.arange(0, D)
+        wide = d < HEAD_DIM
+        at = (row * KV_HEADS + head) * GROUP + lane % GROUP  # which (row, query head)
+        query = tl.load(q + at[:, None] * HEAD_DIM + d[None, :], mask=live[:, None] & wide[None, :], other=0.0)
+        query = query.to(keys.dtype.element_ty)
+        seen = tl.load(prefix + row, mask=live, other=0)
+        best = tl.full((M,), float("-inf"), tl.float32)
+        mass = tl.zeros((M,), tl.float32)
+        acc = tl.zeros((M, D), tl.float32)
+
+        longest = tl.max(seen, axis=0).to(tl.int32)
+        share = tl.cdiv(tl.cdiv(longest, N), SPLITS) * N
+        stop = tl.minimum(share * (split + 1), longest)
+        for base in range(share * split, stop, N):
+            position = base + tl.arange(0, N)
+            there = position < stop
+            page = tl.load(pages + slot * pages_stride + position // PAGE, mask=there, other=0)
+            place = ((page * PAGE + position % PAGE) * KV_HEADS + head) * HEAD_DIM
+            k = tl.load(keys + place[None, :] + d[:, None], mask=there[None, :] & wide[:, None], other=0.0)
+            v = tl.load(values + place[:, None] + d[None, :], mask=there[:, None] & wide[None, :], other=0.0)
+            score = tl.dot(query, k, input_precision="ieee") * scale  # base 2
+            score = tl.where(there[None, :] & (position[None, :] < seen[:, None]), score, float("-inf"))
+            best, mass, acc = _fold(score, v, best, mass, acc)
+
+        if split == SPLITS - 1:
+            bits = tl.load(mask + row, mask=live, other=0)
+            if tl.max((bits != 0).to(tl.int32), axis=0) > 0:
+                node = tl.arange(0, TAIL)
+                names = ((bits[:, None] >> node[None, :]) & 1) != 0
+                used = tl.max(names.to(tl.int32), axis=0) > 0  # nobody looks at what was not written
+                place = ((tail_start + slot * TAIL + node) * KV_HEADS + head) * HEAD_DIM
+                k = tl.load(keys + place[None, :] + d[:, None], mask=used[None, :] & wide[:, None], other=0.0)
+                v = tl.load(values + place[:, None] + d[None, :], mask=used[:, None] & wide[None, :], other=0.0)
+                # 0 * NaN is NaN: a sick node must not spoil its siblings, but those who see it.
+                sound = (v.to(tl.float32) - v.to(tl.float32)) == 0.0
+                sick = tl.min(sound.to(tl.int32), axis=1) == 0
+                v = tl.where(sound, v, 0.0)
+                score = tl.dot(query, k, input_precision="ieee") * scale  # base 2
+                score = tl.where(sick[None, :], float("nan"), score)
+                score = tl.where(names, score, float("-inf"))
+                best, mass, acc = _fold(score, v, best, mass, acc)
+
+        result = acc / tl.where(mass == 0.0, 1.0, mass)[:, None]
+        store = live[:, None] & wide[None, :]
+        if SPLITS == 1:
+            tl.store(out + at[:, None] * HEAD_DIM + d[None, :], result.to(out.dtype.element_ty), mask=store)
+        else:
+            part = at * SPLITS + split
+            tl.store(partial + part[:, None] * HEAD_DIM + d[None, :], result, mask=store)
+            tl.store(log_mass + part, tl.where(mass == 0.0, float("-inf"), best + tl.log2(mass)), mask=live)
+
+
+@triton.jit
+def _merge_kernel(partial, log_mass, out, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, SPLITS: tl.constexpr,
+                  S: tl.constexpr, D: tl.constexpr):  # fmt: skip
+    at = tl.program_id(0).to(tl.int64) * HEADS + tl.program_id(1)
+    s = tl.arange(0, S)
+    d = tl.arange(0, D)
+    wide = d < HEAD_DIM
+    weight = tl.load(log_mass + at * SPLITS + s, mask=s < SPLITS, other=float("-inf"))
+    best = tl.max(weight, axis=0)
+    weight = tl.exp2(weight - tl.where(best == float("-inf"), 0.0, best))
+    there = (s < SPLITS)[:, None] & wide[None, :]
+    part = tl.load(partial + (at * SPLITS + s)[:, None] * HEAD_DIM + d[None, :], mask=there, other=0.0)
+    part = tl.where((weight > 0.0)[:, None] | (weight != weight)[:, None], part, 0.0)
+    total = tl.sum(weight, axis=0)
+    merged = tl.sum(part * weight[:, None], axis=0) / tl.where(total == 0.0, 1.0, total)
+    tl.store(out + at * HEAD_DIM + d, merged.to(out.dtype.element_ty), mask=wide)
+
+
+def attend(q: Tensor, keys: Tensor, values: Tensor, batch: ForwardBatch, tiles: Tiles, scale: float) -> Tensor:
+    """q [B, H, hd] -> [B, H * hd]; arguments as of paged.attend. Rows that belong to no tile are left as they are."""
+    rows, heads, head_dim = q.shape
+    kv_heads = keys.shape[1]
+    group, splits = heads // kv_heads, tiles.splits
+    out = q.new_empty(rows, heads * head_dim)  # [B, H * hd]
+    if rows == 0:
+        return out
+    partial = log_mass = out
+    if splits > 1:
+        partial = torch.empty(rows, heads, splits, head_dim, dtype=torch.float32, device=q.device)  # [B, H, S, hd]
+        # A row outside of all tiles merges nothing but what it finds here.
+        log_mass = torch.empty(rows, heads, splits, dtype=torch.float32, device=q.device)  # [B, H, S]
+    wide = max(16, triton.next_power_of_2(head_dim))
+    block = 64 if wide <= 128 else 32
+    _attend_kernel[(tiles.slot.shape[0], kv_heads, splits)](
+        q, keys, values, out, partial, log_mass, tiles.slot, tiles.first, tiles.rows, batch.prefix, batch.mask, batch.pages,
+        batch.pages.stride(0), batch.tail_start, scale * 1.4426950408889634,
+        batch.page_size, group, kv_heads, head_dim, TAIL_ROWS,
+        splits, tile_lanes(tiles.height, group), block, wide, num_warps=4, num_stages=3,
+    )  # fmt: skip
+    if splits > 1:
+        _merge_kernel[(rows, heads)](
+            partial, log_mass, out, heads, head_dim, splits, triton.next_power_of_2(splits), wide, num_warps=1
+        )
+    return out
+
+
+def tile_lanes(height: int, group: int) -> int:
+    """Lanes of a tile of `height` rows with `group` query heads a key-value head: a power of two that the matrix units take."""
+    return max(16, triton.next_power_of_2(height * group))

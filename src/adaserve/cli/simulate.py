@@ -1,0 +1,152 @@
+"""Replay a trace on a simulated machine: the real engine, scheduler and policies, a recorded draft, a virtual clock.
+
+Six minutes of trace take seconds. Options and report are those of `adaserve bench`; what does not exist is stated: how long
+steps take (--profile) and which drafts are accepted (--acceptance).
+"""
+
+import argparse
+from dataclasses import replace
+
+from adaserve.bench.runs import Runner
+from adaserve.bench.workloads import add_workload_options, points_from, source_from
+from adaserve.cli.experiment import Stop, Subject, add_experiment_options, conduct
+from adaserve.cli.options import DEFAULTS, auto_or
+from adaserve.config import ORDERS
+from adaserve.errors import InvalidConfig
+
+EXAMPLES = """examples:
+  adaserve simulate trace.json --profile h200-32b --policy adaserve continuous sarathi spec:4 --out results
+  adaserve simulate trace.json --profile a100x4-70b --acceptance synthetic:0.7 --capacity
+  adaserve simulate trace.json --profile profile.json --acceptance acceptance.npz --sweep rate=0.8,1.0,1.2
+  adaserve simulate generated --duration 360 --rate 4 --profile h200-32b --swap-acceptance coding=chat"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    add_workload_options(parser)
+    group = parser.add_argument_group("simulation")
+    group.add_argument("--profile", required=True, metavar="FILE|NAME", help="step times: a file, h200-32b or a100x4-70b")
+    group.add_argument(
+        "--believed", metavar="FILE|NAME", help="the step times that the scheduler starts from (default: the same)"
+    )
+    group.add_argument(
+        "--acceptance",
+        default="synthetic",
+        metavar="FILE|NAME",
+        help="which drafts are accepted: a file of `adaserve record`, a built-in recording such as smollm2-demo-t0, `synthetic`, "
+        "or synthetic:0.7 for a draft that is right in 70%% of its first choices (default: %(default)s)",
+    )
+    group.add_argument(
+        "--swap-acceptance",
+        action="append",
+        default=[],
+        metavar="CLASS=CLASS",
+        help="give a class of requests the acceptance of another recorded class; repeatable",
+    )
+    group.add_argument(
+        "--policy",
+        nargs="+",
+        action="extend",
+        metavar="P",
+        help=f"policies to run, one after the other (default: {DEFAULTS.policy})",
+    )
+    add_experiment_options(group)
+    group.add_argument(
+        "--tuning",
+        action="append",
+        default=[],
+        metavar="[POLICY=]FILE",
+        help="tuned policy constants, for all policies or for one (default: those shipped for the profile); repeatable",
+    )
+    group.add_argument("--budget", type=auto_or(1), metavar="auto|N", help="rows of a verification pass")
+    group.add_argument("--depth", type=auto_or(0), metavar="auto|N", help="draft steps; 0 is plain decoding")
+    group.add_argument("--width", type=auto_or(1), metavar="auto|N", help="nodes kept per draft step")
+    group.add_argument("--chunk-rows", type=auto_or(1), metavar="auto|N", help="most prompt rows a step")
+    group.add_argument(
+        "--order", choices=ORDERS, default=DEFAULTS.order, help="whom the SLO phase serves first (default: %(default)s)"
+    )
+    group.add_argument(
+        "--max-num-seqs",
+        type=int,
+        default=DEFAULTS.max_num_seqs,
+        metavar="N",
+        help="most requests at once (default: %(default)s)",
+    )
+    group.add_argument("--kv-tokens", type=auto_or(1), metavar="auto|N", help="tokens that the KV cache holds")
+    group.add_argument("--seed", type=int, default=DEFAULTS.seed, metavar="N", help="of all that is drawn (default: %(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Simulate; the last line on stdout is the report."""
+    source = source_from(args)
+    points_from(args)  # what is wrong with the sweeps shows before anything slow
+    stop = Stop()
+    return conduct(args, source, subject(args, stop), stop)
+
+
+def subject(args: argparse.Namespace, stop: Stop) -> Subject:
+    """The simulated machine that the options describe. Raises InvalidConfig."""
+    import torch
+
+    from adaserve.build import load_constants
+    from adaserve.executor.shipped import profile_named, recording_named
+    from adaserve.policy.library import Overrides, make_policy
+    from adaserve.policy.policy import Policy
+    from adaserve.simulate import Machine, SimulatedRunner, constants_for
+    from adaserve.step import Order
+
+    torch.set_num_threads(1)  # tensors here are small, and other threads only wait for one another
+    profile = profile_named(args.profile)
+    machine = Machine(profile, believed=profile_named(args.believed) if args.believed else None, slots=args.max_num_seqs)
+    if args.kv_tokens is not None:
+        machine = replace(machine, kv_tokens=args.kv_tokens)
+    recording = recording_named(args.acceptance, args.seed)
+    policies = list(dict.fromkeys(args.policy or [DEFAULTS.policy]))
+    overrides = Overrides(args.budget, args.depth, args.width, args.chunk_rows, Order(args.order))
+    tunings = dict(_tuning(text) for text in args.tuning)
+    swap = dict(_swap(text, list(recording.classes)) for text in args.swap_acceptance)
+
+    def policy_named(name: str) -> Policy:
+        tuning = tunings.get(name, tunings.get(None))
+        constants = constants_for(profile) if tuning is None else load_constants(tuning)
+        return make_policy(name, constants, overrides.known_to(name) if len(policies) > 1 else overrides)
+
+    made = {name: policy_named(name) for name in policies}  # a wrong name shows before the first run
+
+    def runner(baseline: float) -> Runner:
+        return SimulatedRunner(policy_named, machine, recording, seed=args.seed, swap=swap, stop=stop)
+
+    return Subject(
+        baseline=machine.baseline,
+        runner=runner,
+        policies=policies,
+        device=f"simulated: {profile.name} ({profile.source})",
+        conditions={
+            "profile": profile.to_json(),
+            "believed": machine.believed.to_json() if machine.believed else None,
+            "acceptance": args.acceptance,
+            "recording": {"pair": recording.pair, "temperature": recording.temperature, "source": recording.source},
+            "swap_acceptance": swap,
+            "slots": machine.slots,
+            "kv_tokens": machine.kv_tokens,
+            "page_size": machine.page_size,
+            "seed": args.seed,
+            "policies": {name: repr(policy) for name, policy in made.items()},
+        },
+    )
+
+
+def _tuning(text: str) -> tuple[str | None, str]:
+    """Read `FILE`, which is for all policies, or `POLICY=FILE`."""
+    policy, equals, file = text.partition("=")
+    return (policy, file) if equals else (None, text)
+
+
+def _swap(text: str, classes: list[str]) -> tuple[str, str]:
+    """Read `coding=chat`."""
+    name, equals, other = text.partition("=")
+    if not name or not equals or other not in classes:
+        raise InvalidConfig(
+            f"--swap-acceptance reads like coding=chat with a recorded class ({', '.join(classes)}), got {text!r}"
+        )
+    return name, other

@@ -1,0 +1,104 @@
+"""Triton kernels over vocabularies: the keyed draw and the likeliest tokens.
+
+Each reads the logits once, in blocks that many processors share, and leaves one short row of results per block, which torch
+finishes. The twins are gumbel.perturbed_argmax_twin, with the noise of runtime/noise.py, and top.top_tokens_reference.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_BLOCK = 2048
+WIDEST = 16
+"""The most likeliest tokens that the kernel finds; it takes a pass over its block for each."""
+
+
+@triton.jit
+def _mix(word):
+    word = (word ^ (word >> 30)) * 0xBF58476D1CE4E5B9
+    word = (word ^ (word >> 27)) * 0x94D049BB133111EB
+    return word ^ (word >> 31)
+
+
+@triton.jit
+def _draw_kernel(logits, stride, temperature, key, best, token, VOCABULARY, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    block = tl.program_id(1)
+    column = block * BLOCK + tl.arange(0, BLOCK)
+    live = column < VOCABULARY
+    score = tl.load(logits + row * stride + column, mask=live, other=float("-inf")).to(tl.float64)
+    heat = tl.load(temperature + row)
+    if heat > 0:
+        counter = tl.load(key + row).to(tl.uint64, bitcast=True) + (column + 1).to(tl.uint64) * 0x9E3779B97F4A7C15
+        uniform = ((_mix(counter) >> 12) * 2 + 1).to(tl.float64) * (1.0 / 9007199254740992.0)  # (2h + 1) / 2^53
+        score += heat * -tl.log(-tl.log(uniform))
+    score = tl.where(score != score, float("inf"), score)  # NaN wins, as in torch.argmax, and the caller finds it
+    score = tl.where(live, score, float("-inf"))
+    at = row * tl.num_programs(1) + block
+    tl.store(best + at, tl.max(score, axis=0))
+    tl.store(token + at, (block * BLOCK + tl.argmax(score, axis=0, tie_break_left=True)).to(tl.int64))
+
+
+def perturbed_argmax(logits: Tensor, temperature: Tensor, key: Tensor) -> Tensor:
+    """argmax over v of logits[r, v] + temperature[r] * gumbel(key[r], v), ties to the lower id.
+
+    logits [R, V] of any floating dtype, temperature [R] float64, key [R] int64 (noise.noise_key) -> [R] int64.
+    """
+    rows, vocabulary = logits.shape
+    if logits.stride(1) != 1:
+        logits = logits.contiguous()
+    blocks = triton.cdiv(vocabulary, _BLOCK)
+    best = torch.empty(rows, blocks, dtype=torch.float64, device=logits.device)  # [R, blocks]
+    token = torch.empty(rows, blocks, dtype=torch.int64, device=logits.device)  # [R, blocks]
+    if rows:
+        _draw_kernel[(rows, blocks)](
+            logits, logits.stride(0), temperature.contiguous(), key.contiguous(), best, token, vocabulary, _BLOCK
+        )
+    return token.gather(1, best.argmax(1, keepdim=True))[:, 0].clamp(max=vocabulary - 1)
+
+
+@triton.jit
+def _top_kernel(
+    logits, stride, inverse_temperature, value, token, total, VOCABULARY, WIDTH: tl.constexpr, BLOCK: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    block = tl.program_id(1)
+    column = block * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(logits + row * stride + column, mask=column < VOCABULARY, other=float("-inf")).to(tl.float32)
+    x = tl.where(x != x, float("-inf"), x)
+    scale = tl.load(inverse_temperature + row).to(tl.float32)
+    top = tl.max(x, axis=0)
+    # Differences before scaling; an infinite best counts once, and a block of nothing has no mass.
+    gap = tl.where(x == top, 0.0, x - top) * scale
+    mass = tl.sum(tl.where(x == float("-inf"), 0.0, tl.exp(gap)), axis=0)
+    at = row * tl.num_programs(1) + block
+    tl.store(total + at, mass)
+    for rank in tl.static_range(WIDTH):
+        place = tl.argmax(x, axis=0, tie_break_left=True)
+        tl.store(value + at * WIDTH + rank, tl.max(x, axis=0))
+        tl.store(token + at * WIDTH + rank, (block * BLOCK + place).to(tl.int64))
+        x = tl.where(column == block * BLOCK + place, float("-inf"), x)
+
+
+def top_tokens(logits: Tensor, inverse_temperature: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """The `width` likeliest tokens, at most WIDEST: arguments and result as of top.top_tokens; sums are float32."""
+    rows, vocabulary = logits.shape
+    blocks = triton.cdiv(vocabulary, _BLOCK)
+    value = torch.empty(rows, blocks * width, dtype=torch.float32, device=logits.device)  # [R, blocks * width]
+    token = torch.empty(rows, blocks * width, dtype=torch.int64, device=logits.device)  # [R, blocks * width]
+    total = torch.empty(rows, blocks, dtype=torch.float32, device=logits.device)  # [R, blocks]
+    if rows:
+        _top_kernel[(rows, blocks)](
+            logits, logits.stride(0), inverse_temperature, value, token, total, vocabulary, width, _BLOCK
+        )
+    best, pick = value.sort(dim=1, descending=True, stable=True)
+    best, token = best[:, :width], token.gather(1, pick[:, :width])  # [R, width]
+    top, scale = best[:, :1], inverse_temperature.float().unsqueeze(1)  # [R, 1]
+
+    def scaled(x: Tensor) -> Tensor:
+        return torch.where(x == top, 0.0, x - top) * scale
+
+    mass = (total * scaled(value[:, ::width]).exp()).sum(1, keepdim=True)  # [R, 1]
+    log_prob = torch.where(best == -torch.inf, -torch.inf, scaled(best) - mass.log())
+    return token.clamp(max=vocabulary - 1), log_prob.double()

@@ -1,0 +1,131 @@
+"""Runs passes over a decoder: as they come, or on a GPU as CUDA graphs of a few fixed sizes.
+
+A graph is captured for a bucket: so many rows, so many groups, so many splits of the context. A pass is padded to its bucket:
+
+    rows    | token, position, prefix, mask, dest of the batch | idle rows, which write to a row of the pool that nobody reads
+    groups  | start and slot of the batch                      | groups without rows
+
+Launching the hundreds of small kernels of a pass one by one takes the host longer than they take the device.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from adaserve.attention.tiling import splits, tile, tile_count, tile_height
+from adaserve.cache.pool import KVPool
+from adaserve.models.decoder import Decoder
+from adaserve.runtime.batch import ForwardBatch
+
+ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 80, 96, 112, 128, 144, 160, 192, 224, 256, 288, 320, 384, 448, 512)
+"""Buckets of rows. Larger passes are long enough to be launched as they come."""
+GROUPS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+MOST_GRAPHS = 96
+"""Graphs that are kept; beyond, the one that was not used for the longest time goes."""
+
+
+class Passes(Protocol):
+    """Runs a decoder's passes over its pool."""
+
+    def __call__(self, batch: ForwardBatch, longest: int) -> Tensor:
+        """Hidden states [B, hidden] of all rows, to be read before the next pass. longest: at least each row's prefix."""
+        ...
+
+
+class PlainPasses:
+    """Runs every pass as it comes."""
+
+    def __init__(self, decoder: Decoder, pool: KVPool) -> None:
+        self._decoder = decoder
+        self._pool = pool
+
+    def __call__(self, batch: ForwardBatch, longest: int) -> Tensor:
+        """Run the pass."""
+        return self._decoder.forward(batch, self._pool)
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """A captured pass: its inputs in place, and where its result appears.
+
+    rows [5, R]: token, position, prefix, mask, dest; start [G + 1]; slot [G]; hidden [R, hidden]
+    """
+
+    graph: torch.cuda.CUDAGraph
+    rows: Tensor
+    start: Tensor
+    slot: Tensor
+    hidden: Tensor
+
+
+class GraphPasses:
+    """Captures a pass the first time that its bucket occurs, and replays it from then on; on a CUDA device alone.
+
+    idle_row: a pool row that belongs to nobody.
+    """
+
+    def __init__(self, decoder: Decoder, pool: KVPool, idle_row: int) -> None:
+        self._decoder = decoder
+        self._pool = pool
+        self._group = decoder.config.heads // decoder.config.kv_heads
+        self._idle = torch.tensor([[0], [0], [0], [0], [idle_row]], device=decoder.device)  # [5, 1]
+        self._memory = torch.cuda.graph_pool_handle()  # all graphs share their intermediate tensors: one runs at a time
+        self._stream = torch.cuda.Stream(decoder.device)
+        self._graphs: dict[tuple[int, int, int], _Graph] = {}
+
+    def __call__(self, batch: ForwardBatch, longest: int) -> Tensor:
+        """Run the pass."""
+        rows, groups = batch.token.shape[0], batch.slot.shape[0]
+        bucket, places = _up(rows, ROWS), _up(groups, GROUPS)
+        if bucket is None or places is None:
+            tiles = tile(batch, group=self._group, kv_heads=self._decoder.config.kv_heads, longest=longest)
+            return self._decoder.forward(replace(batch, tiles=tiles), self._pool)
+        programs = tile_count(bucket, places, tile_height(bucket, self._group)) * self._decoder.config.kv_heads
+        key = bucket, places, splits(programs, longest)
+        found = self._graphs.pop(key, None) or self._capture(batch, *key)
+        self._graphs[key] = found  # the latest last
+        self._load(found, batch)
+        found.graph.replay()
+        return found.hidden[:rows]
+
+    def _load(self, graph: _Graph, batch: ForwardBatch) -> None:
+        """Copy a batch to where the graph reads it, and pad it."""
+        rows, groups = batch.token.shape[0], batch.slot.shape[0]
+        graph.rows[:, :rows] = torch.stack((batch.token, batch.position, batch.prefix, batch.mask, batch.dest))
+        graph.rows[:, rows:] = self._idle
+        graph.start[: groups + 1] = batch.start
+        graph.start[groups + 1 :] = rows
+        graph.slot[:groups] = batch.slot
+
+    def _capture(self, batch: ForwardBatch, bucket: int, places: int, parts: int) -> _Graph:
+        """Capture a pass of these sizes. It runs once before, with the batch at hand, so that nothing is set up meanwhile."""
+        if len(self._graphs) >= MOST_GRAPHS:
+            del self._graphs[next(iter(self._graphs))]
+        device = batch.token.device
+        numbers = self._idle.repeat(1, bucket)  # [5, R]
+        start = torch.zeros(places + 1, dtype=torch.int64, device=device)  # [G + 1]
+        slot = torch.zeros(places, dtype=torch.int64, device=device)  # [G]
+        token, position, prefix, mask, dest = numbers
+        static = replace(batch, token=token, position=position, prefix=prefix, mask=mask, dest=dest, start=start, slot=slot)
+
+        def run() -> Tensor:
+            tiles = tile(static, group=self._group, kv_heads=self._decoder.config.kv_heads, longest=None)
+            return self._decoder.forward(replace(static, tiles=replace(tiles, splits=parts)), self._pool)
+
+        graph = torch.cuda.CUDAGraph()
+        self._load(_Graph(graph, numbers, start, slot, numbers), batch)
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            run()
+            graph.capture_begin(pool=self._memory, capture_error_mode="thread_local")
+            hidden = run()
+            graph.capture_end()
+        torch.cuda.current_stream().wait_stream(self._stream)
+        return _Graph(graph, numbers, start, slot, hidden)
+
+
+def _up(count: int, buckets: tuple[int, ...]) -> int | None:
+    """The smallest bucket that holds so many, or None."""
+    return next((b for b in buckets if b >= count), None)

@@ -1,0 +1,23 @@
+"""Where tests of GPU code run: on a GPU if there is one, else on the CPU in Triton's interpreter."""
+
+import os
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+import torch
+
+if find_spec("triton") is not None and os.environ.get("TRITON_INTERPRET") == "1":
+    from triton.runtime import interpreter
+
+    def patched(tensor: Any, scope: Any, patch: Any = interpreter._patch_lang_tensor) -> None:
+        """Loop bounds: the interpreter wants an array of one element as an index, which numpy 2.4 no longer gives."""
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patched
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+needs_gpu = pytest.mark.skipif(DEVICE.type != "cuda", reason="needs a GPU")

@@ -1,0 +1,100 @@
+"""The executor on a GPU: the first law, one synchronisation a step, and graphs that compute what plain passes do."""
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+
+from adaserve.assembly import Models
+from adaserve.models.random import noisy_copy, random_weights, tiny_config
+from adaserve.models.weights import assemble
+from adaserve.policy.library import Overrides
+from adaserve.request import SamplingParams
+from adaserve.runtime.passes import GraphPasses
+from adaserve.runtime.slots import SlotTable
+from adaserve.step import Chunk, PageGrant, Placement
+from tests.devices import DEVICE, needs_gpu
+from tests.engines import VOCABULARY, Setting, engine_for, random_requests, run
+from tests.test_law import SAMPLING, small
+
+pytestmark = [needs_gpu, pytest.mark.cuda]
+PLAIN = Setting("continuous", draft="none", slots=1, pages=120, prefix_caching=False)
+SETTINGS = {
+    "continuous": Setting("continuous"),
+    "chain": Setting("spec:4"),
+    "adaserve": Setting("adaserve"),
+    "deep and wide": Setting("adaserve", overrides=Overrides(depth=7, width=9), constants=small(verify_rows=400, per_request=63)),
+    "pre-empted": Setting("adaserve", pages=40),
+    "look-up": Setting("adaserve", draft="ngram"),
+}
+
+
+def models(dtype: torch.dtype, seed: int = 0, scale: float = 4.0) -> Models:
+    config = tiny_config(vocab_size=VOCABULARY)
+    weights = random_weights(config, seed)
+    weights["lm_head.weight"] = weights["lm_head.weight"] * scale
+    noisy = noisy_copy(weights, 0.05, seed + 1)
+    return Models(*(assemble(config, w, "tiny", dtype=dtype, device=DEVICE) for w in (weights, noisy)))
+
+
+@pytest.mark.parametrize("temperature", sorted(SAMPLING))
+@pytest.mark.parametrize("name", SETTINGS)
+def test_law_in_float64(name: str, temperature: float) -> None:
+    """Without any fast kernel: what the padded path decides is what plain decoding decides."""
+    requests = random_requests(random.Random(temperature), 24, SAMPLING[temperature])
+    pair = models(torch.float64)
+    plain = run(engine_for(pair, PLAIN), requests, check=False)
+    assert run(engine_for(pair, SETTINGS[name]), requests, burst=3).tokens == plain.tokens
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_law_in_float32(name: str, temperature: float) -> None:
+    """With all kernels and graphs. One token in 100,000 may differ by rounding: none of these few does."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    requests = random_requests(random.Random(temperature), 24, SAMPLING[temperature])
+    pair = models(torch.float32)
+    plain = run(engine_for(pair, PLAIN), requests, check=False)
+    found = run(engine_for(pair, SETTINGS[name]), requests, burst=3)
+    same = sum(found.tokens[r] == plain.tokens[r] for r in plain.tokens)
+    assert same >= len(requests) - 1
+
+
+def test_nothing_waits_between_speculate_and_commit() -> None:
+    """One synchronisation a step: implicit ones are errors while the engine steps, but for commit's explicit one."""
+    sampling = [SamplingParams(max_tokens=24, temperature=t, ignore_eos=True, top_p=p) for t, p in ((0.0, 1.0), (1.0, 0.9))]
+    for name in ("adaserve", "spec:4", "continuous"):
+        engine = engine_for(models(torch.float32), Setting(name))
+        run(engine, random_requests(random.Random(0), 12, sampling), burst=2)  # graphs are captured, kernels compiled
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            run(engine, [replace(r, id=r.id + "b") for r in random_requests(random.Random(0), 12, sampling)], burst=2)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_graphs_compute_what_plain_passes_do(dtype: torch.dtype) -> None:
+    decoder = models(dtype).target
+    pools = [decoder.new_pool(pages=41, page_size=4, slots=5) for _ in range(2)]
+    table = SlotTable(slots=4, length=40, page_size=4, device=DEVICE, spare_page=40)
+    idle = pools[0].tail_start + 4 * 64
+    passes = GraphPasses(decoder, pools[0], idle)
+    draw = random.Random(0)
+    for slot in range(4):
+        tokens = tuple(draw.choices(range(VOCABULARY), k=40))
+        table.place(Placement(slot, tokens, 40, SamplingParams(), 0, 0, ()))
+        table.grant(PageGrant(slot, 0, tuple(range(slot * 10, slot * 10 + 10))))
+    done = [0] * 4
+    while min(done) < 40:
+        lengths = [min(draw.choice([0, 1, 1, 2, 7]), 40 - d) for d in done]
+        chunks = [Chunk(slot, done[slot], length) for slot, length in enumerate(lengths) if length]
+        done = [d + length for d, length in zip(done, lengths, strict=True)]
+        if chunks:
+            batch = table.known_batch(chunks, pools[0].tail_start)
+            with torch.inference_mode():
+                found = passes(batch, max(done)).clone()
+                expected = decoder.forward(batch, pools[1])
+            tolerance = 1e-4 if dtype == torch.float32 else 0.1
+            torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
