@@ -108,9 +108,7 @@ def test_what_a_row_may_not_see_cannot_harm_it(kernels, parts: int):
     assert (found[2] == 0).all()
 
 
-@given(
-    sizes=st.lists(st.integers(0, 90), min_size=1, max_size=9), group=st.integers(1, 9), padding=st.integers(0, 5)
-)
+@given(sizes=st.lists(st.integers(0, 90), min_size=1, max_size=9), group=st.integers(1, 9), padding=st.integers(0, 5))
 def test_tiles_cover_every_row_once(sizes: list[int], group: int, padding: int):
     start = torch.tensor([0, *sizes]).cumsum(0)
     rows, slots = int(start[-1]) + padding, torch.arange(len(sizes)) + 10

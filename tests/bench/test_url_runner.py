@@ -1,4 +1,4 @@
-"""The URL runner against a small server of raw sockets that plays a scripted peer; the real server's turn is in cli/test_bench.py."""
+"""The URL runner against a small server of raw sockets that plays a scripted peer; the real server is in cli/test_bench.py."""
 
 import asyncio
 import contextlib

@@ -1,6 +1,7 @@
 """Recordings of acceptance: what a file keeps, what is refused, which positions a request walks along."""
 
 import dataclasses
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ def test_a_path_stays_in_its_class_and_in_order(sequence: int, length: int) -> N
     own = min(length, RECORDING.length(sequence))
     start = RECORDING.start[sequence]
     assert path[:own].tolist() == list(range(start, start + own))
-    assert all(b == a + 1 or (a == mine.stop - 1 and b == mine.start) for a, b in zip(path[:-1], path[1:], strict=True))
+    assert all(b == a + 1 or (a == mine.stop - 1 and b == mine.start) for a, b in pairwise(path))
 
 
 def test_an_unknown_class_may_follow_any_sequence() -> None:

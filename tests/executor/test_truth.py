@@ -1,6 +1,6 @@
 """A simulated machine's time: the profile's curves times residuals, deaf to what the scheduler learns."""
 
-from itertools import islice, repeat
+from itertools import islice, pairwise, repeat
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def test_drawn_residuals_have_mean_one_and_the_stated_spread() -> None:
 def test_recorded_residuals_come_in_their_order_round_and_round() -> None:
     ratios = (1.0, 2.0, 3.0, 4.0)
     drawn = list(islice(recorded_residuals(ratios, np.random.default_rng(3)), 12))
-    assert all(b == a % 4 + 1 for a, b in zip(drawn[:-1], drawn[1:], strict=True))
+    assert all(b == a % 4 + 1 for a, b in pairwise(drawn))
 
 
 @pytest.mark.parametrize("ratios", [(), (0.0,), (1.0, -1.0), (float("nan"),), (float("inf"),)])

@@ -27,7 +27,9 @@ def growths(draw: st.DrawFn) -> tuple[ModelConfig, Shape]:
     """A tiny model of some family and a shape that holds it."""
     kv_heads, group, half = draw(st.integers(1, 3)), draw(st.integers(1, 4)), draw(st.integers(1, 4))
     rope = draw(
-        st.sampled_from([Rope(), Rope(500.0, LinearScaling(2.0)), Rope(500.0, FrequencyFactors(tuple(1.0 + i for i in range(half))))])
+        st.sampled_from(
+            [Rope(), Rope(500.0, LinearScaling(2.0)), Rope(500.0, FrequencyFactors(tuple(1.0 + i for i in range(half))))]
+        )
     )
     small = tiny_config(
         draw(st.sampled_from(["llama", "qwen2"])),

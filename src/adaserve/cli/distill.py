@@ -28,7 +28,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     texts = parser.add_argument_group("texts")
     texts.add_argument("--write", type=float, default=0, metavar="N", help="tokens that the target writes: code, chat, articles")
     texts.add_argument("--prompts", type=Path, action="append", default=[], metavar="FILE", help="JSONL of prompts to answer")
-    texts.add_argument("--texts", type=Path, action="append", default=[], metavar="FILE", help="JSONL of text or tokens; repeatable")
+    texts.add_argument(
+        "--texts", type=Path, action="append", default=[], metavar="FILE", help="JSONL of text or tokens; repeatable"
+    )
     texts.add_argument("--length", type=int, default=512, metavar="N", help="tokens of a row (default: %(default)s)")
     texts.add_argument(
         "--writer",
@@ -43,7 +45,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     training.add_argument("--steps", type=int, metavar="N", help="optimizer steps")
     training.add_argument("--minutes", type=float, metavar="M", help="time for training; the first end of the two counts")
     training.add_argument("--batch-tokens", type=float, default=65536, metavar="N", help="per step (default: %(default)s)")
-    training.add_argument("--micro-tokens", type=float, default=32768, metavar="N", help="per device at once (default: %(default)s)")
+    training.add_argument(
+        "--micro-tokens", type=float, default=32768, metavar="N", help="per device at once (default: %(default)s)"
+    )
     training.add_argument("--rate", type=float, default=1e-3, metavar="R", help="peak learning rate (default: %(default)s)")
     training.add_argument("--optimizer", choices=("muon", "adamw"), default="muon", help="of the matrices (default: %(default)s)")
     training.add_argument("--greedy", type=float, default=0.3, metavar="G", help="weight of the likeliest token alone")

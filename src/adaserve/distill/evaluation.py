@@ -77,7 +77,8 @@ def evaluation_rows(tokenizer: Tokenizer, eos_ids: Sequence[int], writer: Writer
 def _prompts(tokenizer: Tokenizer, kind: RequestClass) -> list[tuple[int, ...]]:
     chats = kind.chat and tokenizer.has_chat_template
     return [
-        tuple(tokenizer.chat([{"role": "user", "content": text}]) if chats else tokenizer.encode(text)) for text in prompts(kind.name)
+        tuple(tokenizer.chat([{"role": "user", "content": text}]) if chats else tokenizer.encode(text))
+        for text in prompts(kind.name)
     ]
 
 
@@ -135,13 +136,15 @@ def _quality(recording: Recording, name: str, seed: int) -> Quality:
 def step_tokens(recording: Recording, name: str, depth: int, width: int, seed: int = 0) -> float:
     """Tokens per step of a class's answers, each produced by steps that verify a whole candidate tree of this depth and width.
 
-    Every step starts where the last one ended. What a draft would say after a wrong token comes from other positions of the class.
+    A step starts where the last one ended. What a draft would say after a wrong token comes from other positions of the class.
     """
     sequences = recording.classes[name]
     mine = recording.positions(sequences)
     count = mine.stop - mine.start
     prob, rank = recording.prob[mine], recording.rank[mine]
-    ends = np.repeat(recording.start[sequences.start + 1 : sequences.stop + 1], np.diff(recording.start[sequences.start : sequences.stop + 1]))
+    ends = np.repeat(
+        recording.start[sequences.start + 1 : sequences.stop + 1], np.diff(recording.start[sequences.start : sequences.stop + 1])
+    )
     room = np.minimum(ends - mine.start - np.arange(count), depth)  # an answer's last token has no successors
     ahead = np.minimum(np.arange(count)[:, None] + np.arange(depth), count - 1)  # [P, d]
     aside = np.random.default_rng(seed).integers(0, count, (count, depth, width))  # [P, d, w]

@@ -1,6 +1,7 @@
 """What the draft is asked to become, as a gradient in closed form.
 
-With p the target's distribution after a prefix, q the draft's, and e the target's likeliest token as a one-hot vector, the loss is
+With p the target's distribution after a prefix, q the draft's, and e the target's likeliest token as a one-hot vector, the loss
+is
 
     L = (1 - g) KL(p || q) + g CE(e, q)          dL/d logits of q = q - (1 - g) p - g e
 

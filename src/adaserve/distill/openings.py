@@ -45,7 +45,9 @@ class Conversation:
         text = tokenizer.decode(tokenizer.chat([{"role": "user", "content": _MARK}]), skip_special_tokens=False)
         before, _, between = text.partition(_MARK)
         return Conversation(
-            tuple(tokenizer.encode(before, add_special_tokens=False)), tuple(tokenizer.encode(between, add_special_tokens=False)), ends
+            tuple(tokenizer.encode(before, add_special_tokens=False)),
+            tuple(tokenizer.encode(between, add_special_tokens=False)),
+            ends,
         )
 
 
@@ -113,7 +115,9 @@ class Openings:
         name, arguments, result = f"{self._pick('verbs')}_{self._pick('nouns')}", self._pick("arguments"), self._pick("results")
         head = f"def {name}({arguments})" + (f" -> {result}:\n" if self._rng.random() < 0.7 else ":\n")
         spare = "" if self._rng.random() < 0.8 else "from typing import List\n\n\n"
-        quotes = Turn(self._encode(f"{spare}{head}    {_DOCSTRING}"), 120, self._rng.uniform(0.5, 1.0), self._quotes, answer=False)
+        quotes = Turn(
+            self._encode(f"{spare}{head}    {_DOCSTRING}"), 120, self._rng.uniform(0.5, 1.0), self._quotes, answer=False
+        )
         return [quotes, self._answer(self._encode("\n"), most)]
 
 

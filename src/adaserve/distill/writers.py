@@ -129,7 +129,9 @@ class _Stage:
         self._given = torch.tensor([*given, 0], dtype=torch.long, device=device)  # [all given tokens + 1]
         self._start = self._count.flatten().cumsum(0).view_as(self._count) - self._count  # [n, turns]
         last = max((token for stop in ends for token in stop), default=0)
-        self._is_end = torch.zeros(len(ends), last + 2, dtype=torch.bool, device=device)  # [sets, ids]; the last id is every other
+        self._is_end = torch.zeros(
+            len(ends), last + 2, dtype=torch.bool, device=device
+        )  # [sets, ids]; the last id is every other
         for number, stop in enumerate(ends):
             self._is_end[number, list(stop)] = True
         self._turn = torch.zeros(len(scripts), dtype=torch.long, device=device)  # [n]

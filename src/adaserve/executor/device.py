@@ -169,9 +169,7 @@ class DeviceExecutor:
             drafted=drafted,
             failed=_failed(plan, found),
             shape=self._shape(plan, found, context),
-            times=PhaseTimes(
-                speculate=speculate, select=select, verify=verify_, commit=commit + self._clock.now() - fetched
-            ),
+            times=PhaseTimes(speculate=speculate, select=select, verify=verify_, commit=commit + self._clock.now() - fetched),
         )
 
     def _settle(self, plan: StepPlan) -> None:

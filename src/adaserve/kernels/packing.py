@@ -56,7 +56,9 @@ def unpack_blocks(packed: Tensor, outputs: int, depth: int, columns: int, offset
         return QuantizedWeight(matrix(packed[:, :, -columns * BLOCK :], torch.int8, depth), scale, None)
     offset = matrix(packed[:, :, half : 2 * half], torch.float16, depth // BLOCK)
     words = packed[:, :, 2 * half :].unflatten(2, (columns // 4, BLOCK, 2))
-    four = torch.stack((words[..., 0] & 15, words[..., 0] >> 4, words[..., 1] & 15, words[..., 1] >> 4), 3)  # [P, T, C / 4, 4, 32]
+    four = torch.stack(
+        (words[..., 0] & 15, words[..., 0] >> 4, words[..., 1] & 15, words[..., 1] >> 4), 3
+    )  # [P, T, C / 4, 4, 32]
     return QuantizedWeight(matrix(four.flatten(2), torch.uint8, depth), scale, offset)
 
 

@@ -59,9 +59,7 @@ def perturbed_argmax(logits: Tensor, temperature: Tensor, key: Tensor) -> Tensor
 
 
 @triton.jit
-def _top_kernel(
-    logits, stride, inverse_temperature, value, token, total, VOCABULARY, WIDTH: tl.constexpr, BLOCK: tl.constexpr
-):
+def _top_kernel(logits, stride, inverse_temperature, value, token, total, VOCABULARY, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1)
     column = block * BLOCK + tl.arange(0, BLOCK)
@@ -89,9 +87,7 @@ def top_tokens(logits: Tensor, inverse_temperature: Tensor, width: int) -> tuple
     token = torch.empty(rows, blocks * width, dtype=torch.int64, device=logits.device)  # [R, blocks * width]
     total = torch.empty(rows, blocks, dtype=torch.float32, device=logits.device)  # [R, blocks]
     if rows:
-        _top_kernel[(rows, blocks)](
-            logits, logits.stride(0), inverse_temperature, value, token, total, vocabulary, width, _BLOCK
-        )
+        _top_kernel[(rows, blocks)](logits, logits.stride(0), inverse_temperature, value, token, total, vocabulary, width, _BLOCK)
     best, pick = value.sort(dim=1, descending=True, stable=True)
     best, token = best[:, :width], token.gather(1, pick[:, :width])  # [R, width]
     top, scale = best[:, :1], inverse_temperature.float().unsqueeze(1)  # [R, 1]

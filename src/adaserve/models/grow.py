@@ -4,7 +4,7 @@ Large weights are not always to be had, but time and memory depend on the shape 
 model is as slow as a large one and drafts for it are accepted as often as for the small one. How the small model is embedded:
 
     residual stream  the first d of D dimensions; the others stay zero
-    RMSNorm          the mean over D numbers of which d count is d / D of the small one: weights times sqrt(d / D), eps times d / D
+    RMSNorm          the mean over D numbers is d / D of the small one: weights times sqrt(d / D), eps times d / D
     rotary pairs     pair i goes to pair i * hd / hd_small, the one that turns at the same frequency
     scores           divided by sqrt(hd) instead of sqrt(hd_small): queries times sqrt(hd / hd_small)
     KV groups        one that is wider than the large model's is copied to several KV heads
@@ -77,7 +77,9 @@ def grown_config(small: ModelConfig, shape: Shape) -> ModelConfig:
         ("intermediate", small.intermediate),
     ):
         if getattr(shape, name) < least:
-            raise InvalidConfig(f"the shape's {name} must be at least {least} to hold the small model, got {getattr(shape, name)}")
+            raise InvalidConfig(
+                f"the shape's {name} must be at least {least} to hold the small model, got {getattr(shape, name)}"
+            )
     return large
 
 

@@ -119,7 +119,9 @@ class SlotTable:
 
     def _known_rows(self, chunks: Sequence[Chunk]) -> tuple[Tensor, ...]:
         """Token, position, prefix, mask and dest of every row of the chunks, [m] each."""
-        slots, starts, lengths = upload([[c.slot for c in chunks], [c.start for c in chunks], [c.length for c in chunks]], self.device)
+        slots, starts, lengths = upload(
+            [[c.slot for c in chunks], [c.start for c in chunks], [c.length for c in chunks]], self.device
+        )
         total = sum(c.length for c in chunks)
         slot = slots.repeat_interleave(lengths, output_size=total)  # [m]
         shift = starts - lengths.cumsum(0) + lengths  # [C]

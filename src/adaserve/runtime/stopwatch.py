@@ -1,5 +1,6 @@
 """Times the phases of a step: by the clock where the host computes, by events in the stream where a device does."""
 
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -33,7 +34,7 @@ class ClockStopwatch:
     def laps(self) -> tuple[float, ...]:
         """Seconds between the marks."""
         marks, self._marks = self._marks, []
-        return tuple(after - before for before, after in zip(marks, marks[1:], strict=False))
+        return tuple(after - before for before, after in pairwise(marks))
 
 
 class EventStopwatch:
@@ -51,4 +52,4 @@ class EventStopwatch:
     def laps(self) -> tuple[float, ...]:
         """Seconds between the events."""
         marks, self._marks = self._marks, []
-        return tuple(before.elapsed_time(after) / 1e3 for before, after in zip(marks, marks[1:], strict=False))
+        return tuple(before.elapsed_time(after) / 1e3 for before, after in pairwise(marks))

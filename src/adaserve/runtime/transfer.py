@@ -6,7 +6,11 @@ import torch
 from torch import Tensor
 
 
-def upload(values: Sequence[int] | Sequence[float] | Sequence[Sequence[int]] | Sequence[Sequence[float]], device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
+def upload(
+    values: Sequence[int] | Sequence[float] | Sequence[Sequence[int]] | Sequence[Sequence[float]],
+    device: torch.device,
+    dtype: torch.dtype = torch.int64,
+) -> Tensor:
     """A tensor on `device` of the host's numbers; from pinned memory, so that no copy makes the host wait."""
     return torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda").to(device, non_blocking=True)
 

@@ -68,6 +68,7 @@ def read_mooncake(text: str, where: str) -> list[LengthRow]:
 def read_azure(text: str, where: str) -> list[LengthRow]:
     """Read an Azure LLM inference table. Raises InvalidTrace with the line's number."""
     rows = []
+    start: datetime | None = None
     for place, cell in _table(text, where, AZURE):
         stamp = cell["timestamp"]
         try:
@@ -75,9 +76,10 @@ def read_azure(text: str, where: str) -> list[LengthRow]:
         except ValueError:
             raise InvalidTrace(f"{place}: TIMESTAMP must read like 2023-11-16 18:15:46.68, got {stamp[:40]!r}") from None
         moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        start = start or moment
         rows.append(
             LengthRow(
-                moment.timestamp(),
+                (moment - start).total_seconds(),  # from a near moment: seconds since 1970 would cost the microseconds
                 _length(cell["contexttokens"], "ContextTokens", place),
                 _length(cell["generatedtokens"], "GeneratedTokens", place),
             )
