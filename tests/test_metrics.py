@@ -170,7 +170,7 @@ def test_refusing_never_helps(taken: list[RequestResult], refused: RequestResult
     assert after.goodput_tokens_per_s <= before.goodput_tokens_per_s * (1 + 1e-9)
 
 
-def test_rates_divide_by_first_arrival_to_last_token() -> None:
+def test_rates_divide_by_first_arrival_to_last_completion() -> None:
     good = done(0.05, output=101)  # arrives at 10, last token at 16
     bad = done(0.10, output=101, arrived=12.0, first_token_at=13.0, last_token_at=23.0)
     free = done(0.10, output=51, targets=Targets(), slo_class=None)
@@ -179,6 +179,9 @@ def test_rates_divide_by_first_arrival_to_last_token() -> None:
     assert report.throughput_tokens_per_s == pytest.approx(253 / 13)
     assert report.slo_attainment == 0.5
     assert summarize("p", [good, bad, free], window=26).throughput_tokens_per_s == pytest.approx(253 / 26)
+    unfinished = done(0.10, output=201, finish=None)  # its last token is at 31
+    assert summarize("p", [good, bad, free, unfinished]).goodput_tokens_per_s == pytest.approx(101 / 13)
+    assert summarize("p", [unfinished]).throughput_tokens_per_s == pytest.approx(201 / 21)
     assert set(report.per_class) == {"chat", "default"}
     assert report.per_class["default"].attainment is None
     assert report.per_class["chat"].tpot_p50_ms == pytest.approx(75)

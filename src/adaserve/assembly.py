@@ -7,10 +7,12 @@ from adaserve.clock import Clock
 from adaserve.engine import Engine
 from adaserve.executor.device import DeviceExecutor
 from adaserve.latency import LatencyModel, Profile
+from adaserve.kernels.gpu import KERNEL_DTYPES
 from adaserve.models.decoder import Decoder
 from adaserve.pages import PagePool
 from adaserve.policy.policy import Policy
 from adaserve.runtime.batch import TAIL_ROWS
+from adaserve.runtime.capture import Capture, GraphCapture, Plainly
 from adaserve.runtime.passes import GraphPasses, Passes, PlainPasses
 from adaserve.runtime.slots import SlotTable
 from adaserve.runtime.stopwatch import ClockStopwatch, EventStopwatch
@@ -62,13 +64,16 @@ def make_executor(models: Models, sizes: Sizes, clock: Clock, *, padded: bool | 
         spare_page=sizes.pages if spare else None,
     )
 
+    graphs = gpu and models.target.dtype in KERNEL_DTYPES  # the twins of the kernels ask the device
+    capture: Capture = GraphCapture(device) if graphs else Plainly(device)
+
     def passes(decoder: Decoder, pool: KVPool) -> Passes:
-        return GraphPasses(decoder, pool, pool.tail_start + sizes.slots * TAIL_ROWS) if gpu else PlainPasses(decoder, pool)
+        return GraphPasses(decoder, pool, pool.tail_start + sizes.slots * TAIL_ROWS) if graphs else PlainPasses(decoder, pool)
 
     drafter: Drafter | None = None
     if models.draft is not None:
         pool = models.draft.new_pool(**pages)
-        drafter = ModelDrafter(models.draft, pool, passes(models.draft, pool), sizes.slots, models.draft_vocabulary)
+        drafter = ModelDrafter(models.draft, pool, passes(models.draft, pool), capture, sizes.slots, models.draft_vocabulary)
     elif models.lookup:
         drafter = LookupDrafter(NgramDrafter())
     pool = models.target.new_pool(**pages)
@@ -76,6 +81,7 @@ def make_executor(models: Models, sizes: Sizes, clock: Clock, *, padded: bool | 
         target=models.target,
         pool=pool,
         passes=passes(models.target, pool),
+        capture=capture,
         drafter=drafter,
         table=table,
         clock=clock,

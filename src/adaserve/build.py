@@ -95,7 +95,8 @@ class Parts:
         """Make the named policy, or the config's, with the config's overrides and the machine's constants."""
         config = self.config
         overrides = Overrides(config.budget, config.depth, config.width, config.chunk_rows, Order(config.order))
-        return make_policy(name or config.policy, constants or machine_constants(config, self.profile), overrides)
+        name = name or config.policy
+        return make_policy(name, constants or machine_constants(config, self.profile, name), overrides)
 
 
 def load_parts(config: EngineConfig, progress: Callable[[str], None], *, measure: bool = False) -> Parts:
@@ -258,14 +259,15 @@ def fingerprint(config: EngineConfig, source: ModelSource, draft: ModelSource | 
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
 
 
-def machine_constants(config: EngineConfig, profile: Profile) -> Constants:
-    """The policy's constants: from the tuning named, else cached, else shipped for a known model, else from the profile."""
+def machine_constants(config: EngineConfig, profile: Profile, policy: str | None = None) -> Constants:
+    """A policy's constants, the configured one's unless another is named: from the tuning named, else cached, else shipped for a known model, else from the profile."""
+    policy = policy or config.policy
     if config.tuning is not None:
-        return load_constants(config.tuning)
+        return load_constants(config.tuning, policy)
     shipped = TUNINGS / f"{config.model}-{_device(config).type}.json"
     for path in (tuning_path(config), shipped if config.model in KNOWN and config.draft is None else None):
         if path is not None and path.is_file():
-            return load_constants(path)
+            return load_constants(path, policy)
     budgets = budget_from(profile, requests=1)
     return Constants(verify_rows=budgets.verify, draft_rows=budgets.draft)
 
@@ -276,11 +278,14 @@ def tuning_path(config: EngineConfig) -> Path:
     return cache_folder() / "tuning" / f"{fingerprint(config, source, _draft_source(config, source))}.json"
 
 
-def load_constants(path: Path | str) -> Constants:
-    """Read constants that `adaserve tune` found; raises InvalidConfig for a file that is missing, broken or of unknown fields."""
+def load_constants(path: Path | str, policy: str) -> Constants:
+    """Read a policy's constants from a tuning file: `constants`, and over them what `policies` says for that policy.
+
+    Raises InvalidConfig for a file that is missing, broken or of unknown fields.
+    """
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
-        return Constants(**data["constants"])
+        return Constants(**{**data["constants"], **data.get("policies", {}).get(policy, {})})
     except OSError as error:
         raise InvalidConfig(f"cannot read tuning {path}: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError) as error:

@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from adaserve.errors import InvalidConfig
 from adaserve.step import PhaseTimes, StepShape
 
@@ -139,6 +141,19 @@ class _Stairs:
             return self._cost[last] + max(slope, 0.0) * (rows - self._rows[last])
         return self._cost[left] + slope * (rows - self._rows[left])
 
+    def run(self, rows: int, most: int) -> list[float]:
+        """The time of `rows`, of one more, ... and of `most` more rows."""
+        if not self._rows:
+            return [0.0] * (most + 1)
+        wanted = np.arange(rows, rows + most + 1)
+        cost = np.interp(wanted, self._rows, self._cost)
+        beyond = wanted > self._rows[-1]
+        if beyond.any() and len(self._rows) > 1:
+            slope = (self._cost[-1] - self._cost[-2]) / (self._rows[-1] - self._rows[-2])
+            cost[beyond] += max(slope, 0.0) * (wanted[beyond] - self._rows[-1])
+        listed: list[float] = cost.tolist()
+        return listed
+
     def nudge(self, rows: int, step: float, bound: float) -> None:
         """Add `step` to the log-corrections around `rows`, shared by nearness; each stays within [-bound, bound]."""
         last = len(self._rows) - 1
@@ -208,6 +223,11 @@ class LatencyModel:
     def predict_phases(self, shape: StepShape) -> Prediction:
         """Predicted seconds of a step of this shape, by phase."""
         return Prediction(self._speculate(shape), self._verify_seconds(shape), self._overhead)
+
+    def added(self, rows: int, most: int, unit: float) -> tuple[float, ...]:
+        """What 0, 1, ... `most` further rows add to a pass of the target over `rows` of them, in units of `unit` seconds."""
+        scale = self._verify_factor / unit
+        return tuple([scale * (cost - first) for first in (self._verify(rows),) for cost in self._verify.run(rows, most)])
 
     def observe(self, shape: StepShape, times: PhaseTimes) -> None:
         """Learn from a measured step. Times that are not finite, or phases that took no time, teach nothing."""

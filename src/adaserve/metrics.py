@@ -268,7 +268,7 @@ def summarize(
 
     results: every request that was taken in, however it ended. refused: those turned away; they count as arrived and as missed.
     steps: None when the server is not ours to look into.
-    window: seconds that rates divide by; None for first arrival to last token.
+    window: seconds that rates divide by; None for first arrival to last completion.
     Percentiles are over requests that got a token, so read them beside the attainment, which counts all.
     """
     everyone = [*results, *refused]
@@ -307,8 +307,9 @@ def percentile_ms(seconds: Iterable[float | None], q: float) -> float | None:
 
 
 def span(results: Sequence[RequestResult]) -> float:
-    """Seconds from the first arrival to the last token; 0 when there was no token."""
-    last = [r.last_token_at for r in results if r.last_token_at is not None]
+    """Seconds from the first arrival to the last completion; to the last token where nothing completed, 0 without tokens."""
+    completed = [r for r in results if r.completed] or results
+    last = [r.last_token_at for r in completed if r.last_token_at is not None]
     return max(last) - min(r.arrived for r in results) if last else 0.0
 
 

@@ -223,10 +223,10 @@ class SimulatedRunner:
         )
 
 
-def constants_for(profile: Profile) -> Constants:
-    """A simulated machine's constants: those shipped for a profile of this name, else what its curves suggest."""
+def constants_for(profile: Profile, policy: str) -> Constants:
+    """A policy's constants on a simulated machine: those shipped for a profile of this name, else what its curves suggest."""
     shipped = TUNINGS / f"{profile.name}.json"
     if shipped.is_file():
-        return load_constants(shipped)
+        return load_constants(shipped, policy)
     budgets = budget_from(profile, requests=1)
     return Constants(verify_rows=budgets.verify, draft_rows=budgets.draft)

@@ -64,12 +64,15 @@ class Limits:
     nodes: draft nodes over all requests: the budget B less roots and prompt-chunk rows.
     per_request: n_max, the most nodes that the SLO phase gives one request.
     depth: d, the deepest node; caps the need at d + 1.
+    price: what 0, 1, ... `nodes` nodes cost, in tokens: the time that they add to the step over the time that a token is worth.
+        Empty: nodes are free up to `nodes`.
     """
 
     nodes: int
     per_request: int
     depth: int
     order: Order = Order.NEEDIEST
+    price: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,17 @@ def test_everybody_ends_and_counts() -> None:
     assert last.attained == sum(r.attained is True for r in played.results)
 
 
+def test_steps_account_for_all_the_time_and_progress_goes_on_while_nothing_runs() -> None:
+    heard: list[tuple[StepReport, float]] = []
+    seen: list[Progress] = []
+    played = replay(engine(), timed(2, 0.3), seen.append, on_step=lambda report, seconds: heard.append((report, seconds)))
+    assert played.totals is not None and len(heard) == played.totals.steps
+    assert all(report.outcome is not None and 0 < report.outcome.times.total <= seconds for report, seconds in heard)
+    assert sum(seconds for _, seconds in heard) <= played.seconds
+    idle = [progress for progress in seen if progress.running == 0 and progress.ended == 1]
+    assert len(idle) >= 2 and idle[0].seconds < idle[-1].seconds
+
+
 def test_when_stopped_what_had_arrived_counts_as_unfinished_and_the_engine_is_empty() -> None:
     ended = 0
 

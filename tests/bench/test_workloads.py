@@ -57,6 +57,16 @@ def test_by_default_the_trace_is_as_it_is(trace: str) -> None:
     assert targets(found) == {"coding": SLO(tpot_multiple=1.2), "chat": SLO(tpot_ms=50), "summarization": SLO(tpot_ms=150)}
 
 
+def test_the_beginning_can_be_passed_over(trace: str) -> None:
+    found = workload(trace, "--start", "40", "--duration", "10", "--speed", "2", "--stop-at-eos")
+    whole = workload(trace)
+    assert [a.prompt for a in found.arrivals] == [a.prompt for a in whole.arrivals[80:120]]
+    assert found.arrivals[0].at == 0 and found.arrivals[-1].at == 19.5 / 2
+    assert not any(a.ignore_eos for a in found.arrivals) and all(a.ignore_eos for a in whole.arrivals)
+    with pytest.raises(InvalidConfig, match="no request arrives"):
+        workload(trace, "--start", "100")
+
+
 def test_duration_is_of_the_replay_at_any_speed(trace: str) -> None:
     for speed in ("0.5", "1", "4"):
         found = workload(trace, "--duration", "10", "--speed", speed)

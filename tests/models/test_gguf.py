@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adaserve.errors import InvalidModel
+from adaserve.kernels.linear import CHOICE, available_paths
+from adaserve.kernels.linear import Path as Products
 from adaserve.models.config import ModelConfig
 from adaserve.models.gguf import GgufWeights, gguf_config
 from adaserve.models.gguf_header import read_header
@@ -67,6 +69,40 @@ def test_quantised_weights_come_back_close(kind: gguf.GGMLQuantizationType, erro
     name = "model.layers.0.self_attn.q_proj.weight"
     assert not torch.equal(stored[name].double(), weights[name])
     assert (stored[name] - weights[name]).std() < error * weights[name].std()
+
+
+@pytest.mark.parametrize("kind", [Quantisation.Q4_0, Quantisation.Q4_1, Quantisation.Q8_0])
+def test_blocks_stand_for_the_same_numbers(kind: gguf.GGMLQuantizationType, tmp_path: Path) -> None:
+    config = tiny_config(hidden=64, head_dim=16, intermediate=96)
+    write_gguf(tmp_path / "m.gguf", config, random_weights(config, seed=0), kind=kind)
+    stored = GgufWeights(read_header(tmp_path / "m.gguf"))
+    matrices = 0
+    for name in stored:
+        found = stored.blocks(name)
+        assert (found is None) == (stored[name].dim() == 1)
+        if found is not None:
+            matrices += 1
+            assert torch.equal(found.dequantize(), stored[name]), name
+    assert matrices > 7
+
+
+@pytest.mark.parametrize("kind", [Quantisation.Q4_0, Quantisation.Q4_1, Quantisation.Q8_0])
+def test_a_decoder_of_blocks_is_the_decoder_of_their_values(
+    kind: gguf.GGMLQuantizationType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit where rows are not rounded to 8 bits, nearly where they are."""
+    config = tiny_config(hidden=64, head_dim=16, intermediate=96)
+    write_gguf(tmp_path / "m.gguf", config, random_weights(config, seed=0), kind=kind)
+    header = read_header(tmp_path / "m.gguf")
+    plain = dict(GgufWeights(header))  # no longer in blocks
+    for path in available_paths():
+        monkeypatch.setenv(CHOICE, path.value)
+        expected = run(assemble(gguf_config(header), plain, "here", dtype=torch.bfloat16), TOKENS, [8])
+        found = run(load_decoder(source(tmp_path / "m.gguf"), dtype=torch.bfloat16), TOKENS, [8])
+        if path is Products.INT8:
+            assert ((found - expected).std() / expected.std()).item() < 0.05
+        else:
+            assert torch.equal(found, expected)
 
 
 def test_llama3_scaling_comes_as_divisors(tmp_path: Path) -> None:

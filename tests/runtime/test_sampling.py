@@ -81,7 +81,7 @@ def draw_step(
         for row in range(tree.rows)
     ]  # fmt: skip
     logits += [target.logits(sequences[slot]) for slot in finishing]
-    described = DrawRows.of(tree, decoding, finishing, history.known, depth)
+    described = DrawRows.of(tree, torch.tensor(decoding + finishing), decoding + finishing, history.known, depth)
     return tree, draw(torch.stack(logits), described, table, history), depth
 
 

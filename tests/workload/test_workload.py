@@ -50,6 +50,20 @@ def test_cutting_keeps_what_comes_before(workload: Workload, seconds: float) -> 
     assert all(arrival.at >= seconds for arrival in workload.arrivals[len(kept) :])
 
 
+@given(workload=workloads, seconds=st.floats(0, 100))
+def test_passing_over_the_beginning_keeps_what_comes_then(workload: Workload, seconds: float) -> None:
+    kept = workload.since(seconds)
+    assert len(workload.until(seconds)) + len(kept) == len(workload)
+    later = workload.arrivals[len(workload) - len(kept) :]
+    assert [arrival.at for arrival in kept.arrivals] == [arrival.at - seconds for arrival in later]
+    assert [replace(arrival, at=0) for arrival in kept.arrivals] == [replace(arrival, at=0) for arrival in later]
+
+
+def test_outputs_end_where_the_model_says_so() -> None:
+    workload = Workload((Arrival(0.0, "text", "any", None, 8, ignore_eos=True), Arrival(1.0, "text", "any", None, 8)))
+    assert [(a.ignore_eos, a.max_tokens) for a in workload.stopping_at_eos().arrivals] == [(False, 8), (False, 8)]
+
+
 @pytest.mark.parametrize("times", [(1.0, 0.5), (-1.0,), (math.nan,)])
 def test_times_must_ascend_from_zero(times: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="arrival"):

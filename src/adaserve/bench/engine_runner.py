@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from adaserve.bench.replay import Progress, Replay, ReplayFailed, replay, to_requests
 from adaserve.build import Parts
+from adaserve.engine import StepReport
 from adaserve.metrics import RequestResult
 from adaserve.request import Request, SamplingParams
 from adaserve.workload import Workload
@@ -17,11 +18,19 @@ class EngineRunner:
     """A Runner on the built-in engine: the same models, cache, slots and admission in order of arrival for every policy.
 
     Every run starts with an empty cache. A request that is longer than a sequence may be is refused, and so has missed its SLO.
-    baseline: s/token, what relative targets refer to. stop, drain: as in `replay`.
+    baseline: s/token, what relative targets refer to. stop, drain, on_step: as in `replay`.
     """
 
     def __init__(
-        self, parts: Parts, *, baseline: float, temperature: float, seed: int, stop: Callable[[], bool], drain: float
+        self,
+        parts: Parts,
+        *,
+        baseline: float,
+        temperature: float,
+        seed: int,
+        stop: Callable[[], bool],
+        drain: float,
+        on_step: Callable[[StepReport, float], None] = lambda report, seconds: None,
     ) -> None:
         self._parts = parts
         self._baseline = baseline
@@ -29,6 +38,7 @@ class EngineRunner:
         self._seed = seed
         self._stop = stop
         self._drain = drain
+        self._on_step = on_step
 
     def __call__(self, policy: str, workload: Workload, on_progress: Callable[[Progress], None]) -> Replay:
         """Play a workload under the named policy."""
@@ -37,9 +47,8 @@ class EngineRunner:
             workload, parts.tokenizer, self._baseline, parts.eos_ids, temperature=self._temperature, seed=self._seed
         )
         fitting = [item for item in timed if self._fits(item[1])]
-        made = parts.policy(policy)
-        replay(parts.engine(made), [(0.0, _short(request)) for _, request in fitting[:WARM_UP]])
-        engine = parts.engine(made)
+        replay(parts.engine(parts.policy(policy)), [(0.0, _short(request)) for _, request in fitting[:WARM_UP]])
+        engine = parts.engine(parts.policy(policy))
         start = engine.clock.now()
 
         def turned_away(seconds: float) -> tuple[RequestResult, ...]:
@@ -51,7 +60,7 @@ class EngineRunner:
             )
 
         try:
-            played = replay(engine, fitting, on_progress, self._stop, self._drain)
+            played = replay(engine, fitting, on_progress, self._stop, self._drain, self._on_step)
         except ReplayFailed as failed:
             raise ReplayFailed(replace(failed.played, refused=turned_away(failed.played.seconds))) from failed.__cause__
         return replace(played, refused=turned_away(played.seconds if played.stopped else float("inf")))

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from adaserve.engine import Engine
+from adaserve.engine import Engine, StepReport
 from adaserve.metrics import RequestResult, StepTotals
 from adaserve.models.tokenizer import Tokenizer
 from adaserve.request import SLO, Request, SamplingParams
@@ -87,9 +87,11 @@ def replay(
     on_progress: Callable[[Progress], None] = lambda progress: None,
     stop: Callable[[], bool] = lambda: False,
     drain: float = math.inf,
+    on_step: Callable[[StepReport, float], None] = lambda report, seconds: None,
 ) -> Replay:
-    """Run the requests to their end, in order of arrival; `on_progress` is called after every step.
+    """Run the requests to their end, in order of arrival; `on_progress` is called after every step, and while nothing runs.
 
+    on_step: hears every step's report, and its seconds with all that goes on between it and the next one.
     When `stop` says so, or `drain` seconds after the last arrival, what has not ended is cancelled and counts as unfinished.
     The engine is left empty. Raises ReplayFailed, with all that was measured, when a step raises anything.
     """
@@ -108,7 +110,11 @@ def replay(
         ended = {result.id for result in results}
         return [replace(request, arrived=start + at) for at, request in timed[:arrived] if request.id not in ended]
 
+    def progress(running_now: int) -> Progress:
+        return Progress(clock.now() - start, arrived, running_now, len(results), attained, judged)
+
     try:
+        before = clock.now()
         while len(results) < len(timed):
             stopped = stop()
             if stopped or clock.now() > limit:
@@ -120,6 +126,8 @@ def replay(
             report = engine.step()
             if report is None:
                 clock.wait_until(min(start + timed[arrived][0], clock.now() + IDLE_WAIT))
+                on_progress(progress(0))
+                before = clock.now()
                 continue
             for ended in (u.result for u in report.updates if u.result is not None):
                 results.append(ended)
@@ -129,7 +137,10 @@ def replay(
                 totals.add(report.outcome, report.slo_selected)
                 running += report.stats.running
                 steps += 1
-            on_progress(Progress(clock.now() - start, arrived, report.stats.running, len(results), attained, judged))
+            on_progress(progress(report.stats.running))
+            now = clock.now()
+            on_step(report, now - before)
+            before = now
     except Exception as error:
         now = clock.now()
         # What is lost has missed its targets by any baseline.

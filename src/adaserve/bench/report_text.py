@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from adaserve.bench.experiment import Capacity, describe
@@ -11,10 +12,16 @@ from adaserve.metrics import PHASES, percentile_ms
 RULES = """\
 - Attained: every stated target met, and the first token within 10 s x (baseline / 30 ms). "TPOT alone" is the paper's measure.
 - Shares are of every request that arrived with a target: refused, failed and unfinished ones have missed.
-- Goodput: output tokens of requests that attained, per second from first arrival to last token.
-- All policies of a table had the same requests at the same times, slots, cache, prefix reuse and admission in order of arrival.
+- Goodput: output tokens of requests that attained, per second from first arrival to last completion.
+- The policies of one machine had the same requests at the same times, slots, cache, prefix reuse and admission in order of
+  arrival; `priority`, `fastserve` and `vtc` admit in an order of their own, for that is what they are. None refuses what fits.
 - TPOT = (last token - first token) / (tokens - 1). Gap: the longest wait between two deliveries in an answer.
 - Look-up of drafts over earlier requests is off. TTFT counts from when the request was due."""
+
+LOOKUP_WARNING = (
+    "**Drafts were looked up in texts that ran beyond the model's end of text, where small models repeat themselves: "
+    "acceptance is too high. Run with --stop-at-eos.**"
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,7 @@ class Reading:
 def page(reading: Reading, plots: Sequence[tuple[str, str]], note: str) -> str:
     """The page, in Markdown. plots: file names beside it and their captions."""
     sections = [
-        f"# {reading.config.get('trace', 'Benchmark')} on {reading.device}",
+        f"# {Path(reading.config.get('trace', 'Benchmark')).name} on {reading.device}",
         _facts(reading),
         _capacity(reading),
         "## Runs\n\n" + _runs(reading.runs),
@@ -69,6 +76,7 @@ def _facts(reading: Reading) -> str:
     words += [f"Commit {config['commit']}."] if config.get("commit") else []
     cut = [describe(run.policy, run.point) for run in reading.runs if not run.complete]
     words += [f"**Cut short: {'; '.join(cut)}.** What had not ended by then counts as missed."] if cut else []
+    words += [LOOKUP_WARNING] if config.get("looks_up_beyond_eos") else []
     return " ".join(words)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 
 from adaserve.bench.http_client import HttpClient, Letter
-from adaserve.bench.open_loop import Answer, Tally, open_loop
+from adaserve.bench.open_loop import Answer, Tally, open_loop, reason
 from adaserve.bench.replay import Progress, Replay, ReplayFailed
 from adaserve.clock import Clock
 from adaserve.errors import EngineFailed, InvalidConfig
@@ -26,6 +26,7 @@ PROBE_TOKENS = 64
 PROBES = 4
 TICK = 0.25
 PING_LIMIT = 10.0
+NOT_READY = 503
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,10 @@ async def _connect(url: str, model: str | None, key: str | None, clock: Clock) -
     try:
         async with httpx.AsyncClient(base_url=url, headers=headers, timeout=PING_LIMIT, trust_env=False) as http:
             response = await http.get("/v1/models")
-            response.raise_for_status()
+            if response.status_code == NOT_READY:
+                raise InvalidConfig(f"the server at {url} is not ready, it may still be loading: try again in a moment")
+            if response.status_code != 200:
+                raise ValueError(f"/v1/models answers {response.status_code}: {reason(response.content)}")
             served = [str(item["id"]) for item in response.json()["data"]]
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
         raise InvalidConfig(f"no OpenAI-compatible server at {url}: {error or type(error).__name__}") from None

@@ -41,7 +41,8 @@ class Source:
     """Where the workload of every point comes from.
 
     requests(seed, seconds): the trace's requests of its first `seconds`, before anything else is done to them.
-    duration: seconds in which requests are sent, at whatever speed; infinite for the whole trace.
+    start: seconds of the trace that are passed over. duration: seconds in which requests are sent, at whatever speed; infinite
+        for the whole trace. stop_at_eos: outputs end where the model says so, even where the trace asks to ignore that.
     urgent: the urgent class; None for the workload's own, by `urgent_class`. slos: targets that replace those of a class.
     ms_scale: multiple on targets in ms; None: baseline / 30 ms. prompt_scale, output_scale: as in Workload.scale_lengths.
     facts: how all this came about, for the report.
@@ -49,6 +50,8 @@ class Source:
 
     requests: Callable[[int, float], Workload]
     duration: float = math.inf
+    start: float = 0.0
+    stop_at_eos: bool = False
     urgent: str | None = None
     slos: dict[str, SLO] = field(default_factory=dict)
     ms_scale: float | None = 1.0
@@ -58,7 +61,8 @@ class Source:
 
     def at(self, point: Point, baseline: float) -> Workload:
         """The workload at a point, on a machine with this baseline (s/token). Raises InvalidConfig when nothing is left of it."""
-        workload = self.requests(point.seed, self.duration * point.speed)
+        workload = self.requests(point.seed, self.start + self.duration * point.speed).since(self.start)
+        workload = workload.stopping_at_eos() if self.stop_at_eos else workload
         if len(workload) == 0:
             raise InvalidConfig(f"no request arrives within {self.duration:g} s at speed {point.speed:g}: raise --duration")
         workload = workload.with_slos(self.slos)
@@ -107,6 +111,7 @@ def add_workload_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--duration", type=positive, default=math.inf, metavar="S", help="send requests for S seconds (default: all)"
     )
+    group.add_argument("--start", type=not_negative, default=0.0, metavar="S", help="pass over the trace's first S seconds")
     group.add_argument("--speed", type=positive, default=1.0, metavar="X", help="load: arrivals X times as fast (default: 1)")
     group.add_argument("--slo-scale", type=positive, default=1.0, metavar="X", help="multiply the urgent class's TPOT target")
     group.add_argument(
@@ -137,6 +142,9 @@ def add_workload_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--prompt-scale", type=share, default=1.0, metavar="X", help="cut prompts to their first X (0 to 1)")
     group.add_argument("--output-scale", type=positive, default=1.0, metavar="X", help="ask for X times as many output tokens")
+    group.add_argument(
+        "--stop-at-eos", action="store_true", help="end outputs where the model says so, even if the trace ignores that"
+    )
     group.add_argument("--rate", type=positive, default=4.0, metavar="R", help=f"`{GENERATED}`: requests per second (default: 4)")
     group.add_argument("--cv", type=float, default=1.0, metavar="CV", help=f"`{GENERATED}`: burstiness; 1: Poisson, 0: even")
     group.add_argument(
@@ -156,13 +164,17 @@ def source_from(args: argparse.Namespace) -> Source:
     requests, facts = _requests(args)
     return Source(
         requests,
-        args.duration,
-        args.urgent_class,
-        dict(parse_class(text) for text in args.slo_class),
-        args.ms_scale,
-        args.prompt_scale,
-        args.output_scale,
-        facts
+        duration=args.duration,
+        start=args.start,
+        stop_at_eos=args.stop_at_eos,
+        urgent=args.urgent_class,
+        slos=dict(parse_class(text) for text in args.slo_class),
+        ms_scale=args.ms_scale,
+        prompt_scale=args.prompt_scale,
+        output_scale=args.output_scale,
+        facts=facts
+        | ({"start_s": args.start} if args.start else {})
+        | ({"stop_at_eos": True} if args.stop_at_eos else {})
         | {
             "duration_s": None if math.isinf(args.duration) else args.duration,
             "urgent_class": args.urgent_class,
@@ -198,6 +210,14 @@ def positive(text: str) -> float:
     value = _float(text)
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"must be a positive number, got {text}")
+    return value
+
+
+def not_negative(text: str) -> float:
+    """Read a finite number of at least 0; the type of an option."""
+    value = _float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, got {text}")
     return value
 
 

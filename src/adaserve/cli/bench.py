@@ -12,7 +12,7 @@ from dataclasses import asdict
 from hashlib import sha256
 
 from adaserve.bench.about import processor
-from adaserve.bench.workloads import add_workload_options, points_from, positive, source_from
+from adaserve.bench.workloads import Source, add_workload_options, base_point, points_from, positive, source_from
 from adaserve.cli.checks import check_engine
 from adaserve.cli.experiment import Stop, Subject, add_experiment_options, conduct
 from adaserve.cli.options import DEFAULTS, add_engine_options, engine_config
@@ -63,10 +63,10 @@ def run(args: argparse.Namespace) -> int:
     source = source_from(args)
     points_from(args)  # what is wrong with the sweeps shows before anything slow
     stop = Stop()
-    return conduct(args, source, (_server if args.base_url else _engine)(args, stop), stop)
+    return conduct(args, source, _server(args, stop) if args.base_url else _engine(args, source, stop), stop)
 
 
-def _engine(args: argparse.Namespace, stop: Stop) -> Subject:
+def _engine(args: argparse.Namespace, source: Source, stop: Stop) -> Subject:
     policies = list(dict.fromkeys(args.policy or [DEFAULTS.policy]))
     args.model, args.policy = args.model or DEFAULTS.model, policies[0]
     config = engine_config(args)
@@ -77,8 +77,10 @@ def _engine(args: argparse.Namespace, stop: Stop) -> Subject:
     parts = load_parts(config, lambda line: print(line, file=sys.stderr, flush=True))
     for name in policies:
         parts.policy(name)  # a wrong name shows before the first run
+    baseline = (args.baseline_ms or parts.profile.baseline_ms_per_token) / 1e3
+    beyond_eos = parts.models.lookup and any(a.ignore_eos for a in source.at(base_point(args), baseline).arrivals)
     return Subject(
-        baseline=(args.baseline_ms or parts.profile.baseline_ms_per_token) / 1e3,
+        baseline=baseline,
         runner=lambda baseline: EngineRunner(
             parts, baseline=baseline, temperature=args.temperature, seed=args.seed, stop=stop, drain=args.drain
         ),
@@ -87,6 +89,7 @@ def _engine(args: argparse.Namespace, stop: Stop) -> Subject:
         conditions={
             **{name: value for name, value in vars(config).items() if name != "policy"},
             **_common(args),
+            **({"looks_up_beyond_eos": True} if beyond_eos else {}),
             "sizes": asdict(parts.sizes),
             "constants": asdict(machine_constants(config, parts.profile)),
             "profile_digest": sha256(json.dumps(parts.profile.to_json()).encode()).hexdigest()[:16],

@@ -11,7 +11,7 @@ from pathlib import Path
 
 EXAMPLES = """examples:
   adaserve distill demo --out draft --write 200000 --steps 200
-  adaserve distill demo --out draft --device cuda --writer batch --write 20e6 --minutes 4
+  adaserve distill demo --out draft --device cuda --writer batch --writer-tokens 3e6 --write 20e6 --minutes 4
   adaserve distill ./my-model --layers 2 --prompts prompts.jsonl --texts articles.jsonl --steps 1000 --out my-draft
   adaserve serve ./my-model --draft my-draft
 """
@@ -31,14 +31,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     texts.add_argument(
         "--texts", type=Path, action="append", default=[], metavar="FILE", help="JSONL of text or tokens; repeatable"
     )
-    texts.add_argument("--length", type=int, default=512, metavar="N", help="tokens of a row (default: %(default)s)")
+    texts.add_argument("--length", type=int, default=448, metavar="N", help="tokens of a row (default: %(default)s)")
+    texts.add_argument("--long", type=int, default=1152, metavar="N", help="of a row with a document (default: %(default)s)")
     texts.add_argument(
         "--writer",
         choices=("engine", "batch"),
         default="engine",
         help="who writes: our engine, or thousands of rows in lockstep, for GPUs (default: %(default)s)",
     )
-    texts.add_argument("--writer-rows", type=int, default=256, metavar="N", help="rows that the batch writer plays at once")
+    texts.add_argument(
+        "--writer-tokens", type=float, default=1 << 17, metavar="N", help="of the rows that the batch writer plays at once"
+    )
     texts.add_argument("--library", type=Path, metavar="DIR", help="folder of Python files (default: Python's own library)")
     texts.add_argument("--save-texts", type=Path, metavar="FILE", help="keep what was written, for --texts")
     training = parser.add_argument_group("training")
@@ -82,7 +85,8 @@ def run(args: argparse.Namespace) -> int:
         files=tuple(args.texts),
         length=args.length,
         writer=args.writer,
-        rows=args.writer_rows,
+        long=args.long,
+        at_once=int(args.writer_tokens),
         library=args.library,
     )
     job = Job(

@@ -63,9 +63,10 @@ def devices() -> dict[str, object]:
 
 def kernels() -> dict[str, object]:
     """Which kernels are in use."""
+    from adaserve.kernels.linear import products_status
     from adaserve.kernels.native import native_status
 
-    return {"cpu": native_status()}
+    return {"cpu": native_status(), "products": products_status()}
 
 
 def models() -> dict[str, object]:

@@ -108,7 +108,7 @@ def subject(args: argparse.Namespace, stop: Stop) -> Subject:
 
     def policy_named(name: str) -> Policy:
         tuning = tunings.get(name, tunings.get(None))
-        constants = constants_for(profile) if tuning is None else load_constants(tuning)
+        constants = constants_for(profile, name) if tuning is None else load_constants(tuning, name)
         return make_policy(name, constants, overrides.known_to(name) if len(policies) > 1 else overrides)
 
     made = {name: policy_named(name) for name in policies}  # a wrong name shows before the first run

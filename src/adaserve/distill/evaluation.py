@@ -7,9 +7,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
-from adaserve.distill.networks import Network
+from adaserve.distill.networks import Network, logits
 from adaserve.distill.rows import Role, Rows, Script, Turn
 from adaserve.distill.writers import Writer
 from adaserve.executor.acceptance import RecordedOutput, Recording, join
@@ -104,8 +103,8 @@ def _choices(hidden: Tensor, truth: Tensor, head: Tensor) -> tuple[NDArray[np.fl
     """The likeliest tokens' probabilities [m, W] and the rank of the true one [m], W when it is none of them."""
     probs, ranks = [], []
     for start in range(0, len(hidden), _CHUNK):
-        logits = functional.linear(hidden[start : start + _CHUNK].to(head.dtype), head).float()  # [c, V]
-        prob, best = logits.softmax(-1).topk(min(BEST, logits.shape[1]))  # [c, W] each
+        scores = logits(hidden[start : start + _CHUNK], head).float()  # [c, V]
+        prob, best = scores.softmax(-1).topk(min(BEST, scores.shape[1]))  # [c, W] each
         hit = best == truth[start : start + _CHUNK, None]  # [c, W]
         probs.append(prob.double().cpu())
         ranks.append(torch.where(hit.any(1), hit.int().argmax(1), best.shape[1]).cpu())

@@ -11,11 +11,14 @@ automatic differentiation would cost more memory and time than all layers of a d
 and the logits are dropped; `loss` is the slow twin.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from adaserve.distill.networks import logits
 
 CHUNK = 8192
 """Positions whose logits exist at one time."""
@@ -41,19 +44,35 @@ def pull(student: Tensor, teacher: Tensor, head: Tensor, weight: Tensor, *, gree
     """
     gradient = torch.empty_like(student)  # [m, hidden]
     distance = torch.zeros((), dtype=torch.float64, device=student.device)
+    rows = _rows_on(student.device)
     for start in range(0, len(student), chunk):
         piece = slice(start, start + chunk)
-        scores = functional.linear(teacher[piece].to(head.dtype), head)  # [c, V]
-        best = scores.argmax(-1, keepdim=True)  # [c, 1]
-        p = scores.softmax(-1)  # [c, V]; sums in float32 inside
-        q = functional.linear(student[piece].to(head.dtype), head).softmax(-1)  # [c, V]
-        w = weight[piece, None].to(student.dtype)  # [c, 1]
-        difference = q - p  # [c, V]
-        distance += (difference.abs().sum(-1, dtype=torch.float32) * w[:, 0]).sum() / 2
-        if greedy:
-            difference.add_(p, alpha=greedy).scatter_add_(1, best, torch.full_like(best, -greedy, dtype=p.dtype))
-        gradient[piece] = (difference @ head).to(student.dtype) * w
+        taught = logits(teacher[piece], head)  # [c, V]
+        scores = functional.linear(student[piece].to(head.dtype), head)  # [c, V]
+        distance += (rows(scores, taught, greedy) * weight[piece]).sum()
+        gradient[piece] = (scores @ head).to(student.dtype) * weight[piece, None].to(student.dtype)
     return Pull(gradient, distance)
+
+
+def pull_rows(student: Tensor, teacher: Tensor, greedy: float) -> Tensor:
+    """Put dL/d logits in the place of the draft's logits; returns the total variation between p and q of every row.  # [c]
+
+    student, teacher: logits [c, V]. greedy: g.
+    """
+    best = teacher.argmax(-1, keepdim=True)  # [c, 1]
+    p, q = teacher.float().softmax(-1), student.float().softmax(-1)  # [c, V] each
+    distance = (q - p).abs().sum(-1) / 2  # [c]
+    q.sub_(p, alpha=1 - greedy).scatter_add_(1, best, torch.full_like(best, -greedy, dtype=q.dtype))
+    student.copy_(q)
+    return distance
+
+
+def _rows_on(device: torch.device) -> Callable[[Tensor, Tensor, float], Tensor]:
+    if device.type != "cuda":
+        return pull_rows
+    from adaserve.distill import triton_gradient
+
+    return triton_gradient.pull_rows
 
 
 def loss(student: Tensor, teacher: Tensor, head: Tensor, weight: Tensor, *, greedy: float) -> Tensor:

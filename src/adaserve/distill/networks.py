@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from adaserve.errors import InvalidConfig, InvalidModel
 from adaserve.models.config import ModelConfig
@@ -35,9 +36,21 @@ class Network:
 
     def hidden(self, token: Tensor) -> Tensor:
         """States after the final norm for rows of tokens [n, T] that are read from the left.  # [n, T, hidden]"""
-        inputs = torch.nn.functional.embedding(token, self.embedding).to(self.body.norm.weight.dtype)  # [n, T, hidden]
+        inputs = functional.embedding(token, self.embedding).to(self.body.norm.weight.dtype)  # [n, T, hidden]
         states: Tensor = self.body(inputs_embeds=inputs, use_cache=False).last_hidden_state
         return states
+
+
+def logits(hidden: Tensor, head: Tensor) -> Tensor:
+    """Scores of all tokens.  # [m, V]
+
+    hidden [m, hidden], head [V, hidden]. On a GPU sums leave the product in float32: rounded to bfloat16 the best ones would
+    often tie.
+    """
+    hidden = hidden.to(head.dtype)
+    if head.is_cuda and head.dtype == torch.bfloat16:
+        return torch.mm(hidden, head.t(), out_dtype=torch.float32)
+    return functional.linear(hidden, head)
 
 
 def load_network(config: ModelConfig, weights: Mapping[str, Tensor], *, dtype: torch.dtype, device: torch.device) -> Network:

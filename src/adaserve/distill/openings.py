@@ -8,8 +8,9 @@ import ast
 import json
 import random
 import sysconfig
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -21,6 +22,9 @@ CODE, CHAT, SUMMARY, SOURCE = "code", "chat", "summary", "source"
 
 ANSWER_TEMPERATURES = (0.0, 0.0, 0.0, 0.7, 1.0)
 """Drawn from evenly: most requests are greedy, and a draft that knows greedy text alone is lost at the first surprise."""
+
+_BARE = 0.4
+"""Share of questions that come without the chat template."""
 
 _MARK = "\N{BLACK SQUARE}"
 _DOCSTRING = '"""'
@@ -52,73 +56,73 @@ class Conversation:
 
 
 class Openings:
-    """Writes scripts. length: of the rows, in tokens; longer documents are not begun. library: functions to be continued."""
+    """Writes scripts. library: functions to be continued."""
 
-    def __init__(
-        self, tokenizer: Tokenizer, eos_ids: Sequence[int], length: int, rng: random.Random, library: Sequence[str] = ()
-    ) -> None:
-        self._encode = lambda text: tuple(tokenizer.encode(text, add_special_tokens=False))
+    def __init__(self, tokenizer: Tokenizer, eos_ids: Sequence[int], rng: random.Random, library: Sequence[str] = ()) -> None:
+        self._encode = cache(lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)))
         self._conversation = Conversation.of(tokenizer, eos_ids)
         self._ends = frozenset(eos_ids)
         ids = range(tokenizer.vocab_size)
         self._quotes = frozenset(i for i in ids if _DOCSTRING in tokenizer.decode([i])) | self._ends
-        self._length = length
         self._rng = rng
         self._library = library
         self._words: dict[str, list[str]] = json.loads((files("adaserve.distill") / "words.json").read_text(encoding="utf-8"))
 
-    def scripts(self, count: int, shares: Mapping[str, float]) -> list[Script]:
-        """Draw `count` scripts, of every kind as many as its share asks for."""
-        makers: dict[str, Callable[[], list[Turn]]] = {CODE: self._code, CHAT: self._chat, SUMMARY: self._summary}
-        kinds = self._rng.choices(list(shares), weights=list(shares.values()), k=count)
-        return [Script(kind, self._fill(makers[kind])) for kind in kinds]
+    def scripts(self, kind: str, count: int, length: int) -> list[Script]:
+        """Draw `count` scripts of a kind, each with turns enough for a row of `length` tokens."""
+        make: Callable[[int], list[Turn]] = {CODE: self._code, CHAT: self._chat, SUMMARY: self._summary}[kind]
+        return [Script(kind, self._fill(make, length)) for _ in range(count)]
 
-    def _fill(self, make: Callable[[], list[Turn]]) -> tuple[Turn, ...]:
+    def _fill(self, make: Callable[[int], list[Turn]], length: int) -> tuple[Turn, ...]:
         """Enough turns for a row even if every drawn part is short."""
         turns: list[Turn] = []
-        while sum(len(turn.given) + turn.most // 4 for turn in turns) < self._length:
-            turns += make()
+        while sum(len(turn.given) + turn.most // 4 for turn in turns) < length:
+            turns += make(length)
         return tuple(turns)
 
     def _pick(self, words: str) -> str:
         return self._rng.choice(self._words[words])
 
-    def _answer(self, given: tuple[int, ...], most: int) -> Turn:
-        # One answer in eight runs on behind its end, as load generators make models do.
-        ends = self._ends if self._rng.random() < 7 / 8 else frozenset[int]()
+    def _answer(self, given: tuple[int, ...], most: int, runs_on: float) -> Turn:
+        ends = frozenset[int]() if self._rng.random() < runs_on else self._ends
         return Turn(given, most, self._rng.choice(ANSWER_TEMPERATURES), ends, answer=True)
 
-    def _ask(self, words: str, most: int, answer: int) -> list[Turn]:
-        conversation = self._conversation
-        temperature = self._rng.uniform(0.6, 1.0)
-        question = Turn((*conversation.before, *self._encode(words)), most, temperature, conversation.ends, answer=False)
+    def _ask(self, words: str, most: int, least: int, answer: int) -> list[Turn]:
+        """A question that begins with some words, or with none, and its answer: with the chat template around, or bare."""
+        conversation, temperature = self._conversation, self._rng.uniform(0.6, 1.0)
+        given = self._encode(words)
+        # Load generators send bare text and let models run on behind their ends; so do few others.
+        if given and self._rng.random() < _BARE:
+            question = Turn(given, most, temperature, conversation.ends, answer=False, least=least)
+            return [question, self._answer((), 2 * answer, 0.8)]
         # A question that was cut off is closed by the template, one that ended by itself has its end twice in a row; both occur
         # seldom enough in what users send, and cost nothing here.
-        between = conversation.between
-        return [question, self._answer(between, answer)]
+        question = Turn((*conversation.before, *given), most, temperature, conversation.ends, answer=False, least=least)
+        return [question, self._answer(conversation.between, answer, 1 / 8)]
 
-    def _chat(self) -> list[Turn]:
-        words = self._pick("requests")
-        if self._rng.random() < 0.5:
-            words = f"{words} {self._pick('topics')}"
-        return self._ask(words, self._rng.randint(8, 48), self._rng.randint(64, 256))
+    def _chat(self, length: int) -> list[Turn]:
+        form = self._rng.random()
+        # Without a word to begin with, a chat model asks what it was taught to expect.
+        words = (
+            "" if form < 0.3 else self._pick("requests") if form < 0.65 else f"{self._pick('requests')} {self._pick('topics')}"
+        )
+        return self._ask(words, self._rng.randint(8, 64), 0, self._rng.randint(64, 256))
 
-    def _summary(self) -> list[Turn]:
-        longest = max(2, self._length * 2 // 3)
+    def _summary(self, length: int) -> list[Turn]:
+        longest = max(4, length * 2 // 3)
         most = self._rng.randint(min(96, longest // 2), longest)
-        return self._ask(self._pick("summaries") + self._pick("articles"), most, self._rng.randint(48, 160))
+        return self._ask(self._pick("summaries") + self._pick("articles"), most, most // 2, self._rng.randint(48, 160))
 
-    def _code(self) -> list[Turn]:
-        most = self._rng.randint(64, 192)
-        if self._library and self._rng.random() < 0.4:
-            return [self._answer(self._encode(self._rng.choice(self._library) + "\n"), most)]
+    def _code(self, length: int) -> list[Turn]:
+        most = self._rng.randint(64, 256)
+        if self._library and self._rng.random() < 0.3:
+            return [self._answer(self._encode(self._rng.choice(self._library) + "\n"), most, 0.5)]
         name, arguments, result = f"{self._pick('verbs')}_{self._pick('nouns')}", self._pick("arguments"), self._pick("results")
         head = f"def {name}({arguments})" + (f" -> {result}:\n" if self._rng.random() < 0.7 else ":\n")
         spare = "" if self._rng.random() < 0.8 else "from typing import List\n\n\n"
-        quotes = Turn(
-            self._encode(f"{spare}{head}    {_DOCSTRING}"), 120, self._rng.uniform(0.5, 1.0), self._quotes, answer=False
-        )
-        return [quotes, self._answer(self._encode("\n"), most)]
+        opening = self._encode(f"{spare}{head}    {_DOCSTRING}")
+        quotes = Turn(opening, 160, self._rng.uniform(0.5, 1.0), self._quotes, answer=False)
+        return [quotes, self._answer(self._encode("\n"), most, 0.5)]
 
 
 def prompt_scripts(path: Path, tokenizer: Tokenizer, eos_ids: Sequence[int], most: int, rng: random.Random) -> list[Script]:

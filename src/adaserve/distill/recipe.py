@@ -19,6 +19,7 @@ class Recipe:
     given            weight of a given token; answers weigh 1
     vocabulary       train on the first so many tokens of the vocabulary alone, for engines that propose no others; None: all
     remember_bytes   memory for the target's states, so that later epochs need no target pass
+    shares           of the tokens that the built-in mix makes the target write, by kind
     """
 
     steps: int | None = None
@@ -32,7 +33,7 @@ class Recipe:
     vocabulary: int | None = None
     remember_bytes: int = 0
     seed: int = 0
-    shares: Mapping[str, float] = field(default_factory=lambda: {"code": 0.4, "chat": 0.35, "summary": 0.25})
+    shares: Mapping[str, float] = field(default_factory=lambda: {"code": 0.3, "chat": 0.4, "summary": 0.3})
 
     def __post_init__(self) -> None:
         def require(condition: bool, message: str) -> None:
@@ -43,6 +44,8 @@ class Recipe:
         require(self.steps is None or self.steps >= 1, f"--steps must be at least 1, got {self.steps}")
         require(self.minutes is None or self.minutes > 0, f"--minutes must be positive, got {self.minutes}")
         require(self.batch_tokens >= 1 and self.micro_tokens >= 1, "--batch-tokens and --micro-tokens must be at least 1")
+        require(self.vocabulary is None or self.vocabulary >= 2, f"--vocabulary must be at least 2, got {self.vocabulary}")
+        require(self.remember_bytes >= 0, f"--remember-gb must not be negative, got {self.remember_bytes / 1e9}")
         require(self.rate > 0, f"--rate must be positive, got {self.rate}")
         require(self.optimizer in OPTIMIZERS, f"--optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
         require(0 <= self.greedy <= 1, f"--greedy must be between 0 and 1, got {self.greedy}")

@@ -27,13 +27,17 @@ class Role(IntEnum):
 
 @dataclass(frozen=True)
 class Turn:
-    """Tokens that are given, then at most `most` drawn ones at `temperature`; after one of `ends` the turn is over."""
+    """Tokens that are given, then at most `most` drawn ones at `temperature`; after one of `ends` the turn is over.
+
+    answer: whether the drawn ones are what a draft will have to propose. least: none of `ends` is drawn before so many tokens.
+    """
 
     given: tuple[int, ...]
     most: int
     temperature: float
     ends: frozenset[int]
     answer: bool
+    least: int = 0
 
 
 @dataclass(frozen=True)

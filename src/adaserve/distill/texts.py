@@ -6,8 +6,11 @@ given: how many tokens at the front are a prompt; the rest counts as the target'
 import json
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
 from adaserve.distill.rows import Role, Rows
-from adaserve.errors import InvalidTrace
+from adaserve.errors import InvalidConfig, InvalidTrace
 from adaserve.models.tokenizer import Tokenizer
 
 
@@ -31,6 +34,30 @@ def write_texts(path: Path, rows: Rows) -> None:
             answers = (role == Role.ANSWER).nonzero()[:, 0]
             given = int(answers[0]) if len(answers) else size
             file.write(json.dumps({"kind": kind, "given": given, "tokens": token[:size].tolist()}) + "\n")
+
+
+def save_rows(path: Path, rows: Rows, label: str) -> None:
+    """Keep rows for a later start. label: what they depend on. Raises InvalidConfig for a file that cannot be written."""
+    tensors = {"token": rows.token, "role": rows.role}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole = path.with_suffix(".part")
+        save_file(tensors, whole, metadata={"label": label, "kind": json.dumps(rows.kind)})
+        whole.replace(path)  # the file is there entirely or not at all
+    except (OSError, SafetensorError) as error:
+        raise InvalidConfig(f"cannot write {path}: {error}") from error
+
+
+def load_rows(path: Path, label: str) -> Rows | None:
+    """The rows that `save_rows` kept under the same label, or None."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = file.metadata()
+            if facts.get("label") != label:
+                return None
+            return Rows(file.get_tensor("token"), file.get_tensor("role"), tuple(json.loads(facts["kind"])))
+    except (OSError, SafetensorError):
+        return None
 
 
 def _sequence(line: str, where: str, tokenizer: Tokenizer) -> tuple[str, list[int], list[int]]:

@@ -4,12 +4,12 @@ import itertools
 import json
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -20,7 +20,7 @@ from adaserve.distill.optimizer import Optimizer, rate_at
 from adaserve.distill.recipe import Recipe
 from adaserve.distill.rows import Role, Rows
 from adaserve.distill.world import World
-from adaserve.errors import InvalidModel
+from adaserve.errors import InvalidConfig, InvalidModel
 
 REPORT_EVERY = 15.0
 """Seconds between lines of progress."""
@@ -35,10 +35,50 @@ class Progress:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file that holds progress, weights and optimizer state, as plain tensors. label: the run that it belongs to."""
+
+    path: Path
+    label: str
+
+    def save(self, progress: Progress, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+        """Write the file; it is there entirely or not at all."""
+        named = {f"weight {name}": t for name, t in weights.items()} | {f"state {name}": t for name, t in state.items()}
+        whole = self.path.with_suffix(".part")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(named, whole, metadata={"progress": json.dumps(vars(progress)), "label": self.label})
+            whole.replace(self.path)
+        except (OSError, SafetensorError) as error:
+            raise InvalidConfig(f"cannot write {self.path}: {error}") from error
+
+    def load(self) -> tuple[Progress, dict[str, Tensor], dict[str, Tensor]] | None:
+        """What `save` wrote, None without a file. Raises InvalidModel for a broken file or one of another run."""
+        if not self.path.exists():
+            return None
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                facts = file.metadata()
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            progress, label = Progress(**json.loads(facts["progress"])), facts["label"]
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise InvalidModel(f"{self.path}: not a checkpoint; remove it") from error
+        if label != self.label:
+            raise InvalidModel(
+                f"{self.path}: from a run with other options; remove it, repeat those options, or use another --out"
+            )
+        parts = {"weight": {}, "state": {}}  # type: dict[str, dict[str, Tensor]]
+        for name, tensor in tensors.items():
+            part, _, key = name.partition(" ")
+            parts[part][key] = tensor
+        return progress, parts["weight"], parts["state"]
+
+
 class Trainer:
     """Trains a draft on rows; every device has its own share of each step's rows.
 
-    clock tells how long it took, say hears lines of progress. checkpoint: a file to keep progress in, or None.
+    clock tells how long it took, say hears lines of progress. checkpoint: where progress is kept, None for nowhere.
     """
 
     def __init__(
@@ -51,7 +91,7 @@ class Trainer:
         world: World,
         clock: Clock,
         say: Callable[[str], None],
-        checkpoint: Path | None = None,
+        checkpoint: Checkpoint | None = None,
         checkpoint_every: float = 60.0,
     ) -> None:
         self._target, self._draft, self._recipe, self._world = target, draft, recipe, world
@@ -104,7 +144,7 @@ class Trainer:
             batch = self._batches[number]
             taught = self._memory.get(number)
             if taught is None:
-                with torch.inference_mode(), self._precision():
+                with torch.inference_mode():
                     taught = self._target.hidden(batch.token)[batch.at]  # [m, hidden]
                 self._memory.put(number, taught)
             with self._precision():
@@ -126,25 +166,18 @@ class Trainer:
     def _save(self) -> None:
         if self._checkpoint is None or not self._world.is_first:
             return
-        weights = {f"weight {name}": p.detach().cpu().contiguous() for name, p in self._parameters.items()}
-        state = {f"state {name}": tensor for name, tensor in self._optimizer.state().items()}
-        whole = self._checkpoint.with_suffix(".part")
-        save_file(weights | state, whole, metadata={"progress": json.dumps(vars(self.progress))})
-        whole.replace(self._checkpoint)  # a checkpoint is there entirely or not at all
+        weights = {name: p.detach().cpu().contiguous() for name, p in self._parameters.items()}
+        self._checkpoint.save(self.progress, weights, self._optimizer.state())
 
     def _resume(self) -> None:
-        if self._checkpoint is None or not self._checkpoint.exists():
+        found = None if self._checkpoint is None else self._checkpoint.load()
+        if found is None:
             return
-        try:
-            with safe_open(self._checkpoint, framework="pt") as file:
-                self.progress = Progress(**json.loads(file.metadata()["progress"]))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            with torch.no_grad():
-                for name, parameter in self._parameters.items():
-                    parameter.copy_(tensors[f"weight {name}"])
-            self._optimizer.restore({name[6:]: t for name, t in tensors.items() if name.startswith("state ")})
-        except Exception as error:
-            raise InvalidModel(f"{self._checkpoint}: not a checkpoint of this draft; remove it or use another --out") from error
+        self.progress, weights, state = found
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                parameter.copy_(weights[name])
+        self._optimizer.restore(state)
         self._say(f"resumed at step {self.progress.steps}")
 
 
@@ -165,23 +198,26 @@ class _Batches:
     """
 
     def __init__(self, rows: Rows, recipe: Recipe, device: torch.device) -> None:
-        size = (rows.role != Role.PADDING).sum(1)  # [rows]
+        size = (rows.role != Role.PADDING).sum(1).tolist()  # [rows]
         shuffled = list(range(len(rows)))
         random.Random(recipe.seed).shuffle(shuffled)
-        ordered = sorted(shuffled, key=lambda row: -(int(size[row]) // 64))
+        ordered = sorted(shuffled, key=lambda row: -(size[row] // 64))
         self._groups: list[list[int]] = []
         lengths: list[int] = []
         for row in ordered:
-            if not self._groups or (len(self._groups[-1]) + 1) * lengths[-1] > recipe.micro_tokens:
+            longest = max(lengths[-1], size[row]) if lengths else 0
+            if not self._groups or (len(self._groups[-1]) + 1) * longest > recipe.micro_tokens:
                 self._groups.append([])
-                lengths.append(int(size[row]))
+                lengths.append(0)
             self._groups[-1].append(row)
-        self._rows, self._lengths, self._recipe, self._device = rows, lengths, recipe, device
+            lengths[-1] = max(lengths[-1], size[row])
+        on_device = Rows(rows.token.to(device), rows.role.to(device), rows.kind)
+        self._rows, self._lengths, self._recipe, self._device = on_device, lengths, recipe, device
 
     def __getitem__(self, number: int) -> _Batch:
         rows = self._rows.take(self._groups[number])
-        token = rows.token[:, : self._lengths[number]].to(self._device).long()  # [n, T]
-        role = rows.role[:, : self._lengths[number]].to(self._device)  # [n, T]
+        token = rows.token[:, : self._lengths[number]].long()  # [n, T]
+        role = rows.role[:, : self._lengths[number]]  # [n, T]
         weight = torch.zeros(role.shape, device=self._device)  # [n, T]: of the prediction made *at* a position, the next token's
         weight[:, :-1] = (role[:, 1:] == Role.ANSWER).float() + (role[:, 1:] == Role.GIVEN).float() * self._recipe.given
         at = weight > 0

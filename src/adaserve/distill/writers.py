@@ -1,7 +1,7 @@
 """Writers: a target plays scripts, and rows of its own text come out.
 
 EngineWriter     through our engine, for any model and device that it serves
-BatchWriter      through the training module, thousands of rows in lockstep; for GPUs
+BatchWriter      through the training module, thousands of rows in lockstep; for GPUs, where it is many times faster
 
 In lockstep all rows have the same length at any time, so no row needs padding, and no attention a mask: a row that is at a
 given token takes it, every other one takes what the target drew.
@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from adaserve.distill.networks import Network
+from adaserve.distill.networks import Network, logits
 from adaserve.distill.rows import Role, Rows, Script
 from adaserve.request import SamplingParams
 
@@ -61,6 +62,7 @@ class EngineWriter:
                     max_tokens=min(part.most, length - len(tokens[row])),
                     temperature=part.temperature,
                     stop_token_ids=tuple(sorted(part.ends)),
+                    min_tokens=min(part.least, part.most, length - len(tokens[row])),
                     ignore_eos=True,
                     seed=(self._seed << 40) + (turn << 32) + row,
                 )
@@ -75,22 +77,24 @@ class EngineWriter:
 
 
 class BatchWriter:
-    """Plays scripts through the training module, `rows` of them at a time."""
+    """Plays scripts through the training module, as many at a time as fill `tokens` together."""
 
-    def __init__(self, target: Network, rows: int, seed: int, progress: Progress) -> None:
+    def __init__(self, target: Network, tokens: int, seed: int, progress: Progress) -> None:
         self._target = target
-        self._rows = rows
+        self._tokens = tokens
         self._generator = torch.Generator(target.device).manual_seed(seed)
         self._progress = progress
 
     def write(self, scripts: Sequence[Script], length: int) -> Rows:
         """See Writer."""
-        parts = []
-        for start in range(0, len(scripts), self._rows):
-            parts.append(self._play(scripts[start : start + self._rows], length))
-            self._progress(f"wrote {min(start + self._rows, len(scripts))} of {len(scripts)} rows")
+        parts, rows = [], max(1, self._tokens // length)
+        for start in range(0, len(scripts), rows):
+            parts.append(self._play(scripts[start : start + rows], length))
+            self._progress(f"wrote {min(start + rows, len(scripts))} of {len(scripts)} rows of {length} tokens")
         return Rows.join(parts)
 
+    # One attention kernel for all lengths: cuDNN's, which may be preferred, is planned anew for each of them.
+    @sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH])
     @torch.inference_mode()
     def _play(self, scripts: Sequence[Script], length: int) -> Rows:
         device = self._target.device
@@ -101,8 +105,8 @@ class BatchWriter:
         drawn = torch.zeros(len(scripts), dtype=torch.long, device=device)  # [n]; every script begins with given tokens
         for at in range(length):
             if at:
-                logits = step(token[:, at - 1].long())  # [n, V]
-                drawn = _draw(logits, state.temperature(), self._generator)
+                scores = step(token[:, at - 1].long())  # [n, V]
+                drawn = _draw(state.forbid(scores), state.temperature(), self._generator)
             token[:, at], role[:, at] = state.take(drawn)
             if at % _LOOK_EVERY == 0 and state.is_over():
                 break
@@ -122,6 +126,7 @@ class _Stage:
 
         self._count = table(lambda s: [len(t.given) for t in s.turns], 0, torch.long)
         self._most = table(lambda s: [t.most for t in s.turns], 1 << 40, torch.long)
+        self._least = table(lambda s: [t.least for t in s.turns], 0, torch.long)
         self._temperature = table(lambda s: [t.temperature for t in s.turns], 0.0, torch.float32)
         self._role = table(lambda s: [Role.ANSWER if t.answer else Role.GIVEN for t in s.turns], Role.PADDING, torch.uint8)
         self._ends_of = table(lambda s: [ends.index(t.ends) for t in s.turns], 0, torch.long)
@@ -129,11 +134,11 @@ class _Stage:
         self._given = torch.tensor([*given, 0], dtype=torch.long, device=device)  # [all given tokens + 1]
         self._start = self._count.flatten().cumsum(0).view_as(self._count) - self._count  # [n, turns]
         last = max((token for stop in ends for token in stop), default=0)
-        self._is_end = torch.zeros(
-            len(ends), last + 2, dtype=torch.bool, device=device
-        )  # [sets, ids]; the last id is every other
+        self._is_end = torch.zeros(len(ends), last + 2, dtype=torch.bool, device=device)  # [sets, ids]; the last: every other id
         for number, stop in enumerate(ends):
             self._is_end[number, list(stop)] = True
+        delayed = {token for script in scripts for turn in script.turns if turn.least for token in turn.ends}
+        self._delayed = torch.tensor(sorted(delayed), dtype=torch.long, device=device)  # [E]: ends that may come too early
         self._turn = torch.zeros(len(scripts), dtype=torch.long, device=device)  # [n]
         self._played = torch.zeros_like(self._turn)  # [n]
         self._skip_empty()
@@ -141,6 +146,14 @@ class _Stage:
     def temperature(self) -> Tensor:
         """Of every row's turn.  # [n]"""
         return self._now(self._temperature)
+
+    def forbid(self, logits: Tensor) -> Tensor:
+        """Take the ends out of what can be drawn where their time has not come. logits [n, V] are changed in place."""
+        if len(self._delayed):
+            early = self._played < self._now(self._count) + self._now(self._least)  # [n]
+            ends = self._is_end[self._now(self._ends_of)][:, self._delayed] & early[:, None]  # [n, E]
+            logits[:, self._delayed] = logits[:, self._delayed].masked_fill(ends, -torch.inf)
+        return logits
 
     def take(self, drawn: Tensor) -> tuple[Tensor, Tensor]:
         """Play one token of every row, the given one or the drawn one; returns tokens and roles [n]."""
@@ -206,7 +219,7 @@ class _Lockstep:
             residual = residual + attention.o_proj(attended.reshape(rows, -1))
             residual = residual + layer.mlp(layer.post_attention_layernorm(residual))
         self._at += 1
-        return functional.linear(body.norm(residual), self._target.head)
+        return logits(body.norm(residual), self._target.head)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

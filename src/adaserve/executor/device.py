@@ -5,7 +5,9 @@ which the host knows beforehand, so trees are padded to the most that a step may
 costs nothing, they hold exactly what was chosen.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,13 +15,15 @@ from torch import Tensor
 from adaserve.cache.pool import KVPool
 from adaserve.clock import Clock
 from adaserve.models.decoder import Decoder
+from adaserve.runtime.batch import ForwardBatch
+from adaserve.runtime.capture import Capture, reach
 from adaserve.runtime.logprobs import token_logprobs
 from adaserve.runtime.passes import Passes
 from adaserve.runtime.sampling import DrawRows, Draws, draw
 from adaserve.runtime.slots import SlotTable
 from adaserve.runtime.stopwatch import Stopwatch
 from adaserve.runtime.table import SamplingTable
-from adaserve.runtime.transfer import fetch, upload
+from adaserve.runtime.transfer import Bundle, Fetch, bundle, stage, upload
 from adaserve.speculation.drafter import Drafter, Gained
 from adaserve.speculation.verifier import verify
 from adaserve.step import Drafted, PhaseTimes, StepOutcome, StepPlan, StepShape, TokenLogprobs, Verdict
@@ -30,10 +34,11 @@ from adaserve.tree import MAX_NODES, CandidateTree, DraftTree, edge_prob, pack
 class Trace:
     """What verification leaves for commit; draws and logits have the trees' rows first, then those of drawing chunks."""
 
-    candidates: CandidateTree
     tree: DraftTree
     draws: Draws
     logits: Tensor  # [B + C, V]
+    verdict: Verdict
+    results: Bundle
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ class Found:
 class DeviceExecutor:
     """Executes plans on the device where the target's weights live.
 
-    passes: how the target is run. table: of the slots. drafter None: nothing is ever proposed.
+    passes, capture: how the target is run. table: of the slots. drafter None: nothing is ever proposed.
     """
 
     def __init__(
@@ -75,6 +80,7 @@ class DeviceExecutor:
         target: Decoder,
         pool: KVPool,
         passes: Passes,
+        capture: Capture,
         drafter: Drafter | None,
         table: SlotTable,
         clock: Clock,
@@ -83,6 +89,7 @@ class DeviceExecutor:
         self._target = target
         self._pool = pool
         self._passes = passes
+        self._capture = capture
         self._drafter = drafter
         self._table = table
         self._clock = clock
@@ -106,48 +113,74 @@ class DeviceExecutor:
 
     @torch.inference_mode()
     def verify(self, plan: StepPlan, candidates: CandidateTree, chosen: Tensor) -> Verdict:
-        """One pass of the target over roots, chosen nodes and prompt chunks; draws a token at every row of the trees."""
+        """One pass of the target over roots, chosen nodes and prompt chunks; draws a token at every row of the trees.
+
+        What was accepted is kept as well, on the device: its keys and values go from tails to pages, its tokens become known.
+        """
         self._stopwatch.mark()
-        table, device = self._table, self._table.device
-        slot = upload(plan.decoding, device)  # [n]
-        root_token = table.tokens[slot, table.known[slot] - 1]  # [n]
-        tree = pack(candidates, chosen, root_token, None if table.spare is None else _most_rows(plan, candidates))
-        batch = table.tree_batch(tree, plan.decoding, plan.chunks, self._pool.tail_start)
+        drawing = tuple(c.slot for c in plan.chunks if c.draws)
+        slots = plan.decoding + drawing
         longest = max((*(self._known[s] for s in plan.decoding), *(c.start + c.length for c in plan.chunks)))
-        hidden = self._passes(batch, longest)  # [B + chunk rows, hidden]
-        drawing = [c for c in plan.chunks if c.draws]
-        ends = [end for end, c in zip(_ends(plan, tree.rows), plan.chunks, strict=True) if c.draws]
-        wanted = torch.cat([torch.arange(tree.rows, device=device), upload(ends, device)])
-        logits = self._target.logits(hidden if len(wanted) == len(hidden) else hidden[wanted])  # [B + C, V]
-        rows = DrawRows.of(tree, plan.decoding, tuple(c.slot for c in drawing), table.known, plan.depth)
-        draws = draw(logits, rows, self._sampling, table.history)
-        self._trace = Trace(candidates, tree, draws, logits)
-        return verify(tree, draws.token[: tree.rows], plan.depth)
+        size = None if self._table.spare is None else _most_rows(plan, candidates)
+        traits = self._sampling.traits(slots)
+        slot = stage(slots, self._table.device)  # [n + C]
+        tensors = candidates.token, candidates.parent, candidates.depth, candidates.path_prob, candidates.source
+        if plan.chunks or traits.edits_logits or self._logprobs:
+            slot = slot.to(self._table.device, non_blocking=True)
+            trace = self._check(plan, slots, size, longest, self._passes, slot, chosen, *tensors)
+        else:
+            bound = reach(longest)
+            key = "verify", size, plan.depth, bound, traits
+            trace = self._capture(key, partial(self._check, plan, slots, size, bound, self._passes.plain), slot, chosen, *tensors)
+        self._trace = trace
+        self._stopwatch.mark()
+        return trace.verdict
+
+    def _check(
+        self,
+        plan: StepPlan,
+        slots: tuple[int, ...],
+        size: int | None,
+        longest: int,
+        run: Callable[[ForwardBatch, int], Tensor],
+        slot_of: Tensor,
+        chosen: Tensor,
+        *candidates: Tensor,
+    ) -> Trace:
+        """The device's work of `verify`. Of the plan it looks at nothing but n, chunks and depth, so that it may be captured."""
+        table, pool, n = self._table, self._pool, len(plan.decoding)
+        slot = slot_of[:n]
+        proposed = CandidateTree(*candidates)
+        tree = pack(proposed, chosen, table.tokens[slot, table.known[slot] - 1], size)
+        hidden = run(table.tree_batch(tree, slot, plan.chunks, pool.tail_start), longest)  # [B + chunk rows, hidden]
+        if plan.chunks:
+            ends = [end for end, c in zip(_ends(plan, tree.rows), plan.chunks, strict=True) if c.draws]
+            hidden = hidden[torch.cat([torch.arange(tree.rows, device=table.device), upload(ends, table.device)])]
+        logits = self._target.logits(hidden)  # [B + C, V]
+        draws = draw(logits, DrawRows.of(tree, slot_of, slots, table.known, plan.depth), self._sampling, table.history)
+        verdict = verify(tree, draws.token[: tree.rows], plan.depth)
+
+        nodes = verdict.accepted & (tree.depth > 0)  # [B]
+        pool.move(*table.accepted_rows(tree, nodes, tree.node, slot, pool.tail_start))
+        if self._drafter is not None:
+            self._drafter.keep(plan.depth, table, slot, tree, verdict.accepted)
+        first = draws.token[tree.rows :]  # [C]
+        table.gain(slot, verdict.tokens, verdict.length)
+        if len(slots) > n:
+            table.gain(slot_of[n:], first[:, None], torch.ones_like(first))
+        results = bundle(
+            verdict.tokens, verdict.length, first, verdict.accepted, tree.row, tree.parent, tree.depth, tree.column,
+            draws.finite, proposed.source, proposed.path_prob, edge_prob(proposed),
+        )  # fmt: skip
+        return Trace(tree, draws, logits, verdict, results)
 
     @torch.inference_mode()
     def commit(self, plan: StepPlan, verdict: Verdict) -> StepOutcome:
-        """Move the accepted paths' keys and values from tails to pages, append the tokens, and bring everything to the host."""
+        """Bring what the step brought to the host."""
         assert self._trace is not None, "commit follows verify"
         trace, self._trace = self._trace, None
-        table, tree = self._table, trace.tree
-        self._stopwatch.mark()  # a CPU has finished verification by now
-        slot = upload(plan.decoding, table.device)  # [n]
-        nodes = verdict.accepted & (tree.depth > 0)  # [B]
-        self._pool.move(*table.accepted_rows(tree, nodes, tree.node, plan.decoding, self._pool.tail_start))
-        if self._drafter is not None:
-            self._drafter.keep(plan, table, tree, verdict.accepted)
-        first = trace.draws.token[tree.rows :]  # [C]
-        table.gain(slot, verdict.tokens, verdict.length)
+        found = Found(*Fetch(trace.results).wait())
         drawing = [c for c in plan.chunks if c.draws]
-        if drawing:
-            table.gain(upload([c.slot for c in drawing], table.device), first[:, None], torch.ones_like(first))
-        self._stopwatch.mark()
-        found = Found(
-            *fetch(
-                verdict.tokens, verdict.length, first, verdict.accepted, tree.row, tree.parent, tree.depth, tree.column,
-                trace.draws.finite, trace.candidates.source, trace.candidates.path_prob, edge_prob(trace.candidates),
-            )
-        )  # fmt: skip
         fetched = self._clock.now()
         tokens = tuple(tuple(row[:n]) for row, n in zip(found.tokens.tolist(), found.length.tolist(), strict=True))
         first_tokens = tuple(found.first.tolist())
@@ -159,7 +192,7 @@ class DeviceExecutor:
             starts = tuple(zip((c.slot for c in drawing), first_tokens, strict=True))
             self._drafter.learn(plan, Gained(tokens, starts, drafted))
         logprobs, first_logprobs = self._tree_logprobs(plan, found, trace), self._first_logprobs(plan, trace)
-        speculate, select, verify_, commit = self._stopwatch.laps()
+        speculate, select, verify_ = self._stopwatch.laps()
         return StepOutcome(
             plan=plan,
             tokens=tokens,
@@ -169,7 +202,7 @@ class DeviceExecutor:
             drafted=drafted,
             failed=_failed(plan, found),
             shape=self._shape(plan, found, context),
-            times=PhaseTimes(speculate=speculate, select=select, verify=verify_, commit=commit + self._clock.now() - fetched),
+            times=PhaseTimes(speculate=speculate, select=select, verify=verify_, commit=self._clock.now() - fetched),
         )
 
     def _settle(self, plan: StepPlan) -> None:

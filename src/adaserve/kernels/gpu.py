@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def on_gpu(x: Tensor) -> bool:
     """Whether a Triton kernel takes this tensor: on a GPU, and of a type whose arithmetic float32 can hold."""
-    return x.is_cuda and x.dtype in _DTYPES
+    return x.is_cuda and x.dtype in KERNEL_DTYPES

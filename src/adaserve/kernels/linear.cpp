@@ -1,16 +1,19 @@
 // y = x W^T + b for few rows (bound by the memory that holds W) and for many (bound by multiply-adds), with one order of
-// summation: every output is one chain of fused multiply-adds over k = 0, 1, 2, ..., however many rows there are.
+// summation: every output is one chain over k = 0, 1, 2, ..., however many rows there are. A link is
+//     fma   a fused multiply-add of float32 numbers
+//     dot   the processor's own step over a pair of k's, of rows rounded to bfloat16 too (AVX512_BF16)
 //
 // Packed weights: panels of C = 3 W outputs, W being the vector width in floats.
 //     float32   [N / C][K][C]
 //     bfloat16  [N / C][K / 2][C][2]     a 32-bit word holds one output's weights for k and k + 1
 //     blocks    [N / C][K / 32] steps of blocks.h; a panel becomes bfloat16 in the second level cache when its turn comes
 //
-// Machines with AMX have another kernel for bfloat16 and blocks, amx.h, with other bits in its results.
+// Two more kernels have other bits in their results: amx.h for bfloat16 and blocks, vnni.h for blocks.
 #include <cstdlib>
 #include <vector>
 
 #include "amx.h"
+#include "vnni.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -73,9 +76,26 @@ static inline void accumulate(vfloat (&sum)[R][V], const float* x, long stride, 
     }
 }
 
+#if defined(__AVX512BF16__)
+template <int R>
+static inline void accumulate(vfloat (&sum)[R][V], const bf16* x, long row, const bf16* panel, long depth, Fetch fetch) {
+    for (long j = 0; j < depth / 2; j++) {
+        __m512bh weight[V];
+        fetch.at(j);
+        UNROLL for (int v = 0; v < V; v++) weight[v] = (__m512bh)load_words(panel + (j * C + v * W) * 2);
+        UNROLL for (int r = 0; r < R; r++) {
+            int32_t pair;
+            std::memcpy(&pair, x + r * row + 2 * j, 4);
+            const __m512bh a = (__m512bh)_mm512_set1_epi32(pair);
+            UNROLL for (int v = 0; v < V; v++) sum[r][v] = (vfloat)_mm512_dpbf16_ps((__m512)sum[r][v], a, weight[v]);
+        }
+    }
+}
+#endif
+
 // R rows times one panel.
-template <int R, class T>
-static void tile(const float* x, long depth, const T* panel, const float* bias, float* out, long stride, int columns, Fetch fetch) {
+template <int R, class X, class T>
+static void tile(const X* x, long depth, const T* panel, const float* bias, float* out, long stride, int columns, Fetch fetch) {
     vfloat sum[R][V];
     UNROLL for (int r = 0; r < R; r++) UNROLL for (int v = 0; v < V; v++) sum[r][v] = vfloat{};
     accumulate<R>(sum, x, depth, panel, depth, fetch);
@@ -98,11 +118,11 @@ static void tile(const float* x, long depth, const T* panel, const float* bias, 
     }
 }
 
-template <class T>
-static void rows_times_panel(long rows, const float* x, long depth, const T* panel, const float* bias, float* out, long stride,
+template <class X, class T>
+static void rows_times_panel(long rows, const X* x, long depth, const T* panel, const float* bias, float* out, long stride,
                              int columns, Fetch fetch) {
     switch (rows) {
-#define CASE(R) case R: return tile<R, T>(x, depth, panel, bias, out, stride, columns, fetch);
+#define CASE(R) case R: return tile<R, X, T>(x, depth, panel, bias, out, stride, columns, fetch);
         CASE(1) CASE(2) CASE(3) CASE(4)
 #if !defined(__AVX__) || defined(__AVX512F__)
         CASE(5) CASE(6) CASE(7) CASE(8)
@@ -145,8 +165,8 @@ struct Expanded {
 
 // Each panel is read from memory once for a block of rows. While one panel is at work the next is fetched into the second
 // level cache, a share by every tile, so that memory never waits for arithmetic nor arithmetic for memory.
-template <class Source>
-static void multiply(const float* x, long rows, long depth, const char* packed, long outputs, const float* bias, float* out) {
+template <class Source, class X>
+static void multiply(const X* x, long rows, long depth, const char* packed, long outputs, const float* bias, float* out) {
     typedef typename Source::Value T;
     const long panels = (outputs + C - 1) / C;
     const long lines = sizeof(T) == 2 ? (depth + 1) / 2 : depth;
@@ -163,12 +183,32 @@ static void multiply(const float* x, long rows, long depth, const char* packed, 
                 const long low = first + block * t / tiles, high = first + block * (t + 1) / tiles;
                 const long share = Source::LINE / tiles;
                 const Fetch fetch{tiles == 1 && stored ? from + AHEAD : from + lines * (Source::LINE + t * share), share};
-                rows_times_panel<T>(high - low, x + low * depth, depth, panel, bias ? bias + p * C : nullptr,
+                rows_times_panel<X, T>(high - low, x + low * depth, depth, panel, bias ? bias + p * C : nullptr,
                                     out + low * outputs + p * C, outputs, columns, fetch);
             }
         }
     });
 }
+
+#if defined(__AVX512BF16__)
+// The same with rows rounded to bfloat16, [rows][K / 2][2]: an odd depth is filled up with a zero, as the weights are.
+template <class Source>
+static void multiply_rounded(const float* x, long rows, long depth, const char* packed, long outputs, const float* bias, float* out) {
+    static thread_local std::vector<bf16> room;  // grows to the largest batch
+    const long even = (depth + 1) / 2 * 2;
+    if (room.size() < size_t(rows * even)) room.resize(rows * even);
+    bf16* rounded = room.data();
+    parallel_runs(rows, rows * depth > (1 << 14) ? PARTS : 1, [&](long r) {
+        for (long k = 0; k < depth; k += W) {
+            const __mmask16 valid = depth - k >= W ? 0xffff : __mmask16((1u << (depth - k)) - 1);
+            const __m256bh part = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(valid, x + r * depth + k));
+            _mm256_mask_storeu_epi16(rounded + r * even + k, valid, (__m256i)part);
+        }
+        if (even > depth) rounded[r * even + depth] = 0;
+    });
+    multiply<Source, bf16>(rounded, rows, even, packed, outputs, bias, out);
+}
+#endif
 
 EXPORT int64_t panel_outputs() { return C; }
 
@@ -191,7 +231,25 @@ EXPORT int64_t has_amx() {
 #endif
 }
 
-// Whether there are kernels for blocks: AVX2 and NEON gain too little from them.
+// Whether the processor multiplies pairs of bfloat16 numbers.
+EXPORT int64_t has_dot() {
+#if defined(__AVX512BF16__)
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+// Whether it multiplies fours of bytes, for vnni.h.
+EXPORT int64_t has_vnni() {
+#if defined(ADASERVE_VNNI)
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+// Whether there are kernels that expand blocks: AVX2 and NEON gain too little from them.
 EXPORT int64_t expands_blocks() {
 #if defined(__AVX512BW__)
     return 1;
@@ -200,9 +258,8 @@ EXPORT int64_t expands_blocks() {
 #endif
 }
 
-// The vectors and tiles that the products are computed with.
+// The vectors that everything else is computed with.
 EXPORT const char* instructions() {
-    if (has_amx()) return "amx";
 #if defined(__AVX512F__)
     return "avx512";
 #elif defined(__AVX2__)
@@ -221,11 +278,20 @@ EXPORT const char* instructions() {
         MULTIPLY(x, rows, depth, packed, outputs, bias, out);                                                                    \
     }
 
-LINEAR(fma_float, multiply<Stored<float>>)
-LINEAR(fma_bf16, multiply<Stored<bf16>>)
+LINEAR(fma_float, (multiply<Stored<float>, float>))
+LINEAR(fma_bf16, (multiply<Stored<bf16>, float>))
 #if defined(__AVX512BW__)
-LINEAR(fma_nibbles, multiply<Expanded<Nibbles>>)
-LINEAR(fma_bytes, multiply<Expanded<Bytes>>)
+LINEAR(fma_nibbles, (multiply<Expanded<Nibbles>, float>))
+LINEAR(fma_bytes, (multiply<Expanded<Bytes>, float>))
+#endif
+#if defined(__AVX512BF16__)
+LINEAR(dot_bf16, multiply_rounded<Stored<bf16>>)
+LINEAR(dot_nibbles, multiply_rounded<Expanded<Nibbles>>)
+LINEAR(dot_bytes, multiply_rounded<Expanded<Bytes>>)
+#endif
+#if defined(ADASERVE_VNNI)
+LINEAR(int8_nibbles, vnni::multiply<vnni::Nibbles>)
+LINEAR(int8_bytes, vnni::multiply<vnni::Bytes>)
 #endif
 #if defined(ADASERVE_AMX)
 LINEAR(amx_bf16, amx::multiply<amx::Plain>)

@@ -1,5 +1,7 @@
 """Matrix products with a model's weights: y = x W^T + b."""
 
+import ctypes
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -9,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from adaserve.kernels import native
-from adaserve.kernels.packing import pack, pack_blocks, unpack, unpack_blocks
+from adaserve.kernels.packing import pack, pack_blocks, pack_fours, unpack, unpack_blocks, unpack_fours
 from adaserve.kernels.quantized import BLOCK, QuantizedWeight
 
 
@@ -17,11 +19,20 @@ class Path(Enum):
     """How the CPU multiplies by bfloat16 weights and by quantised ones, which stand for the bfloat16 values of their blocks.
 
     AMX: rows are rounded to bfloat16 too, products are exact, sums are float32 in tiles of the processor's matrix unit.
+    INT8: for quantised weights alone. Rows are rounded to blocks of 8 bits, products and sums within a block of 32 are exact
+        integers, and float32 fused multiply-adds bring the blocks' scales in, in order of k.
+    DOT: rows are rounded to bfloat16; every output is one chain of the processor's steps over pairs of k, in order.
     FMA: rows stay float32; every output is one chain of fused multiply-adds in order of k.
     """
 
     AMX = "amx"
+    INT8 = "int8"
+    DOT = "dot"
     FMA = "fma"
+
+
+CHOICE = "ADASERVE_PRODUCTS"
+"""The environment variable that names a path for all products of a process, for measurements and tests."""
 
 
 def available_paths() -> list[Path]:
@@ -29,7 +40,46 @@ def available_paths() -> list[Path]:
     kernels = native.library("linear")
     if kernels is None:
         return []
-    return [Path.AMX, Path.FMA] if kernels.has_amx() else [Path.FMA]
+    has = {Path.AMX: kernels.has_amx(), Path.INT8: kernels.has_vnni(), Path.DOT: kernels.has_dot(), Path.FMA: True}
+    return [path for path in Path if has[path]]
+
+
+def choose(path: Path | None, *, quantised: bool) -> Path | None:
+    """The path for such weights: the one asked for, here or in the environment, or the fastest; None without native kernels.
+
+    INT8 asked for means for quantised weights, and the fastest other one for the rest. Raises ValueError for a path that this
+    machine does not have or that is none.
+    """
+    paths = available_paths()
+    if not paths:
+        return None
+    asked = path or _from_environment()
+    if asked is not None and asked not in paths:
+        raise ValueError(f"products by {asked.value} are not available here; these are: {', '.join(p.value for p in paths)}")
+    able = [p for p in paths if quantised or p is not Path.INT8]
+    return asked if asked in able else able[0]
+
+
+def _from_environment() -> Path | None:
+    name = os.environ.get(CHOICE)
+    if not name:
+        return None
+    if name not in {path.value for path in Path}:
+        raise ValueError(f"{CHOICE}={name}: one of {', '.join(path.value for path in Path)} is meant")
+    return Path(name)
+
+
+def products_status() -> str:
+    """One line that says how products are computed here."""
+    quantised, plain = choose(None, quantised=True), choose(None, quantised=False)
+    if quantised is None or plain is None:
+        return "torch"
+    kernels = native.library("linear")
+    assert kernels is not None, "there is a path"
+    kernels.instructions.restype = ctypes.c_char_p
+    return (
+        f"{quantised.value} for quantised weights, {plain.value} for bfloat16, fma for float32; {kernels.instructions().decode()}"
+    )
 
 
 def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -61,12 +111,16 @@ def _pack(weight: Tensor | QuantizedWeight, bias: Tensor | None, path: Path) -> 
     columns = kernels.panel_outputs()
     outputs, depth = weight.shape
     if isinstance(weight, QuantizedWeight):
-        if not kernels.expands_blocks():
-            return _pack(weight.dequantize().bfloat16(), bias, path)
         offsets = weight.offset is not None
         symbol = f"{path.value}_{'nibbles' if offsets else 'bytes'}"
-        panels = pack_blocks(weight, columns)
-        back = lambda: unpack_blocks(panels, outputs, depth, columns, offsets).dequantize().bfloat16()  # noqa: E731
+        if path is Path.INT8:
+            panels = pack_fours(weight)
+            back = lambda: unpack_fours(panels, outputs, depth, offsets).dequantize().bfloat16()  # noqa: E731
+        elif kernels.expands_blocks():
+            panels = pack_blocks(weight, columns)
+            back = lambda: unpack_blocks(panels, outputs, depth, columns, offsets).dequantize().bfloat16()  # noqa: E731
+        else:
+            return _pack(weight.dequantize().bfloat16(), bias, path)
     elif weight.device.type == "cpu" and weight.dtype in (torch.bfloat16, torch.float32):
         # Float32 weights have one path. Steps along K: a tile's width for AMX, a 32-bit word for the vectors.
         narrow = weight.dtype == torch.bfloat16
@@ -87,18 +141,17 @@ class Linear:
     float32 rows on the CPU take a native kernel with float32 sums; bfloat16, float32 and quantised weights are packed for it
     once, and the original is not kept. A sum is then made of the same operations in the same order, whatever M is: *a row's
     result does not depend, in any bit, on the other rows of the batch*. The torch twin, which takes everything else, promises no
-    such thing. Quantised weights give exactly what the bfloat16 values of their blocks would give.
+    such thing. Quantised weights give exactly what the bfloat16 values of their blocks would give, but for INT8, which takes
+    them as they are.
 
-    path: None for the fastest of `available_paths()`. Raises ValueError for one that is not among them.
+    path: see `choose`.
     """
 
     def __init__(self, weight: Tensor | QuantizedWeight, bias: Tensor | None = None, *, path: Path | None = None) -> None:
-        paths = available_paths()
-        if path is not None and path not in paths:
-            raise ValueError(f"{path} is not available here; these are: {paths}")
+        chosen = choose(path, quantised=isinstance(weight, QuantizedWeight))
         self.out_features, self.in_features = weight.shape
         self._bias = bias
-        self._packed = _pack(weight, bias, path or paths[0]) if paths else None
+        self._packed = None if chosen is None else _pack(weight, bias, chosen)
         self._dtype = torch.bfloat16 if isinstance(weight, QuantizedWeight) else weight.dtype
         self._weight: Tensor | None = None
         if self._packed is None:

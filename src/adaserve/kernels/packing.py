@@ -1,7 +1,7 @@
 """How weights lie in memory for the native matrix products: panels of C outputs, cut along K.
 
 Every layout is an array [P, T, C, D] or made of such arrays: P panels of C outputs each, T steps of D values along K, zeros where
-a matrix ends before its last panel or step. linear.cpp, amx.h and blocks.h read them.
+a matrix ends before its last panel or step. linear.cpp, amx.h, blocks.h and vnni.h read them.
 """
 
 import torch
@@ -13,6 +13,9 @@ from adaserve.kernels.quantized import BLOCK, QuantizedWeight
 
 _LINE = 64
 """Bytes of a cache line, on which the codes of 8 bits begin."""
+
+_LANES = 16
+"""Outputs of a panel for integer products."""
 
 
 def pack(matrix: Tensor, columns: int, deep: int) -> Tensor:
@@ -60,6 +63,41 @@ def unpack_blocks(packed: Tensor, outputs: int, depth: int, columns: int, offset
         (words[..., 0] & 15, words[..., 0] >> 4, words[..., 1] & 15, words[..., 1] >> 4), 3
     )  # [P, T, C / 4, 4, 32]
     return QuantizedWeight(matrix(four.flatten(2), torch.uint8, depth), scale, offset)
+
+
+def pack_fours(weight: QuantizedWeight) -> Tensor:
+    """Lay blocks out for integer products, [P, bytes] on huge pages: a panel's scales and offsets, then its codes (vnni.h)."""
+    scale = _panels(weight.scale, _LANES, 1)  # [P, T, 16, 1]
+    fours = _panels(weight.codes, _LANES, BLOCK).unflatten(3, (8, 4)).transpose(2, 3)  # [P, T, 8, 16, 4]
+    count = scale.shape[0]
+    if weight.offset is None:
+        head, codes = scale.reshape(count, -1), (fours.view(torch.uint8) ^ 128).reshape(count, -1)
+        head = functional.pad(head, (0, -head.shape[1] % (_LINE // 2)))
+    else:
+        head = torch.cat((scale, _panels(weight.offset, _LANES, 1)), 2).reshape(count, -1)
+        codes = (fours[:, :, :4] | fours[:, :, 4:] << 4).reshape(count, -1)
+    flat = [head.view(torch.uint8), codes]
+    packed = empty_huge(count, sum(part.shape[1] for part in flat), dtype=torch.uint8)
+    return torch.cat(flat, 1, out=packed)
+
+
+def unpack_fours(packed: Tensor, outputs: int, depth: int, offsets: bool) -> QuantizedWeight:
+    """The blocks that were packed for integer products."""
+    count, steps = packed.shape[0], depth // BLOCK
+    size = steps * _LANES * BLOCK // (2 if offsets else 1)  # bytes of codes
+    head, codes = packed[:, :-size].contiguous().view(torch.float16), packed[:, -size:]
+
+    def matrix(part: Tensor, width: int) -> Tensor:
+        return unpack(part.reshape(count, steps, _LANES, -1), outputs, width)
+
+    if not offsets:
+        fours = (codes ^ 128).view(torch.int8).unflatten(1, (steps, 8, _LANES, 4))
+        scale = head[:, : steps * _LANES]
+        return QuantizedWeight(matrix(fours.transpose(2, 3), depth), matrix(scale, steps), None)
+    both = codes.unflatten(1, (steps, 4, _LANES, 4))
+    fours = torch.cat((both & 15, both >> 4), 2)  # [P, T, 8, 16, 4]
+    scale, offset = head.unflatten(1, (steps, 2, _LANES)).unbind(2)  # [P, T, 16] each
+    return QuantizedWeight(matrix(fours.transpose(2, 3), depth), matrix(scale, steps), matrix(offset, steps))
 
 
 def _panels(matrix: Tensor, columns: int, deep: int) -> Tensor:

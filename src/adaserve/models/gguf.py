@@ -1,8 +1,9 @@
 """Weights and config from a GGUF file, under Hugging Face names and in Hugging Face layout."""
 
+import functools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor
 
 from adaserve.errors import InvalidModel
+from adaserve.kernels.quantized import QuantizedWeight
 from adaserve.models.config import ModelConfig
+from adaserve.models.gguf_blocks import read_blocks
 from adaserve.models.gguf_header import GgufHeader, TensorInfo, Value
 from adaserve.models.rope import FrequencyFactors, Rope
 
@@ -50,12 +53,20 @@ class GgufWeights(Mapping[str, Tensor]):
         self._permuted = header.metadata.get("general.architecture") == "llama"
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor = _dequantise(self._header.path, self._data, self._infos[name])
+        return self._order(name)(_dequantise(self._header.path, self._data, self._infos[name]))
+
+    def blocks(self, name: str) -> QuantizedWeight | None:
+        """A matrix as the file holds it, where it holds blocks that kernels take: Q4_0, Q4_1 or Q8_0."""
+        read = read_blocks(self._data, self._infos[name])
+        return None if read is None else read.over_rows(self._order(name))
+
+    def _order(self, name: str) -> Callable[[Tensor], Tensor]:
+        """What brings the rows of a tensor into Hugging Face's order."""
         if self._permuted and ".q_proj." in name:
-            return _unpermute(tensor, _integer(self._header, "attention.head_count"))
+            return functools.partial(_unpermute, heads=_integer(self._header, "attention.head_count"))
         if self._permuted and ".k_proj." in name:
-            return _unpermute(tensor, kv_heads(self._header))
-        return tensor
+            return functools.partial(_unpermute, heads=kv_heads(self._header))
+        return lambda tensor: tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._infos)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from adaserve.errors import InvalidModel
+from adaserve.kernels.quantized import BLOCK, QuantizedWeight
 
 GROUP = 64
 _SCALE = ".scale"
@@ -31,13 +32,30 @@ class Int8Weights(Mapping[str, Tensor]):
         tensor = self._stored[name]
         if tensor.dtype != torch.int8:
             return tensor
+        scale = self._scale(name, tensor)
+        groups = tensor.view(*scale.shape, -1).float()  # [N, K / 64, 64]
+        return (groups * scale.float()[..., None]).view_as(tensor)
+
+    def blocks(self, name: str) -> QuantizedWeight | None:
+        """A matrix as it is stored, where kernels take it: int8 in whole blocks, with scales that are float16 numbers too."""
+        tensor = self._stored[name]
+        if tensor.dtype != torch.int8:
+            return None
+        scale = self._scale(name, tensor)
+        half = scale.half()
+        times, rest = divmod(tensor.shape[1] // scale.shape[1], BLOCK)
+        if rest or not torch.equal(half.float(), scale.float()):
+            return None
+        return QuantizedWeight(tensor, half.repeat_interleave(times, 1), None)
+
+    def _scale(self, name: str, tensor: Tensor) -> Tensor:
+        """The scales of an int8 matrix [N, K]: [N, K / 64]."""
         scale = self._stored.get(name + _SCALE)
         if scale is None or scale.dim() != 2 or tensor.dim() != 2 or scale.shape[0] != tensor.shape[0]:
             raise InvalidModel(f"{self._label}: tensor {name} is int8 and has no fitting {name}{_SCALE}; write the file again")
         if scale.shape[1] == 0 or tensor.shape[1] % scale.shape[1]:
             raise InvalidModel(f"{self._label}: tensor {name}: {scale.shape[1]} scales do not divide {tensor.shape[1]} columns")
-        groups = tensor.view(*scale.shape, -1).float()  # [N, K / 64, 64]
-        return (groups * scale.float()[..., None]).view_as(tensor)
+        return scale
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

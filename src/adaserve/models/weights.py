@@ -5,18 +5,29 @@ Names are Hugging Face's. Where tensors come from (a folder, a GGUF file, a gene
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from adaserve.errors import InvalidConfig, InvalidModel
 from adaserve.kernels.linear import Linear
+from adaserve.kernels.quantized import QuantizedWeight, stack
 from adaserve.models.config import ModelConfig
 from adaserve.models.decoder import Decoder, Layer
 
 WEIGHT_DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 
 EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+
+
+@runtime_checkable
+class BlockWeights(Protocol):
+    """Weights by name that can tell in which blocks a matrix is stored; None where it is in none that kernels take."""
+
+    def blocks(self, name: str) -> QuantizedWeight | None:
+        """The matrix `name` in blocks."""
+        ...
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -88,7 +99,7 @@ def assemble(
         embedding, head = lender.embedding, lender.head
     else:
         embedding = loader.tensor(EMBEDDING)
-        head = Linear(embedding if config.tie_embeddings else loader.tensor(HEAD), None)
+        head = loader.linear(False, (EMBEDDING if config.tie_embeddings else HEAD).removesuffix(".weight"))
     length = config.max_positions if positions is None else positions
     angles = torch.promote_types(activation, torch.float32)
     table = config.rope.table(head_dim=config.head_dim, positions=length, dtype=angles, device=device)
@@ -138,9 +149,22 @@ class _Loader:
         return whole.to(self.device).contiguous()
 
     def linear(self, has_bias: bool, *names: str) -> Linear:
-        """Fuse projections of the same input into one."""
+        """Fuse projections of the same input, `NAME.weight` and `NAME.bias`, into one."""
+        weights = [f"{name}.weight" for name in names]
         bias = self.tensor(*(f"{name}.bias" for name in names)) if has_bias else None
-        return Linear(self.tensor(*(f"{name}.weight" for name in names)), bias)
+        return Linear(self.blocks(*weights) or self.tensor(*weights), bias)
+
+    def blocks(self, *names: str) -> QuantizedWeight | None:
+        """Matrices in blocks, their rows stacked, where all are stored so and a CPU is to multiply by them.
+
+        bfloat16 is asked for where speed matters more than the last digit, so it stands for blocks too; wider dtypes do not.
+        """
+        if not isinstance(self._weights, BlockWeights) or self._dtype != torch.bfloat16 or self.device.type != "cpu":
+            return None
+        found = [self._weights.blocks(name) for name in names]
+        parts = [part for part in found if part is not None]
+        fit = len(parts) == len(names) and all(tuple(p.shape) == self._shapes[n] for p, n in zip(parts, names, strict=True))
+        return stack(parts) if fit else None  # what does not fit is refused where it is read as a tensor
 
     def layer(self, prefix: str, activation: torch.dtype) -> Layer:
         """Read one block. Norms are few and cheap, so they are kept in the activations' dtype."""

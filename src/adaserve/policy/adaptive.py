@@ -9,7 +9,9 @@ from adaserve.tree import MAX_NODES
 
 @dataclass(frozen=True)
 class Constants:
-    """The numbers that the paper finds by a grid search per model and machine; `adaserve tune` does that search.
+    """The numbers that a search finds per model and machine: the paper's for its own policy, and what its baselines have of them.
+
+    `adaserve tune` searches on the real engine, benchmarks/simulated_constants.py on simulated machines.
 
     verify_rows: B1, rows of a verification pass; also the budget B.
     draft_rows: B2, rows of a draft pass.
@@ -18,6 +20,10 @@ class Constants:
     per_request: n_max of the SLO phase.
     prompt_rows: most prompt rows a step while requests decode.
     idle_prompt_rows: most prompt rows a step while none does.
+    token_budget: rows of a step of `sarathi`; None for 2 B1.
+    batched_tokens: most prompt rows of a step that computes prompts alone, vLLM's max_num_batched_tokens.
+    level_quantum, level_patience: iterations that `fastserve` grants in its highest level; seconds until a starved request returns
+        to it.
     """
 
     verify_rows: int
@@ -30,6 +36,10 @@ class Constants:
     per_request: int = 8
     prompt_rows: int = 32
     idle_prompt_rows: int = 512
+    token_budget: int | None = None
+    batched_tokens: int = 2048
+    level_quantum: int = 8
+    level_patience: float = 2.0
 
     def __post_init__(self) -> None:
         for name, low in (("verify_rows", 1), ("draft_rows", 0), ("depth_min", 0), ("width_max", 1), ("per_request", 0)):
@@ -40,8 +50,12 @@ class Constants:
                 raise InvalidConfig(f"{name} must be at most {MAX_NODES}, got {getattr(self, name)}")
         if self.depth_max < self.depth_min:
             raise InvalidConfig(f"depth_max {self.depth_max} is below depth_min {self.depth_min}")
-        if self.prompt_rows < 1 or self.idle_prompt_rows < 1:
-            raise InvalidConfig("prompt_rows and idle_prompt_rows must be at least 1, or prompts never end")
+        if min(self.prompt_rows, self.idle_prompt_rows, self.batched_tokens) < 1:
+            raise InvalidConfig("prompt_rows, idle_prompt_rows and batched_tokens must be at least 1, or prompts never end")
+        if self.token_budget is not None and self.token_budget < 2:
+            raise InvalidConfig(f"token_budget must be at least 2, got {self.token_budget}")
+        if self.level_quantum < 1 or not self.level_patience > 0:
+            raise InvalidConfig("level_quantum and level_patience must be positive")
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,8 @@ from adaserve.step import Order
 from adaserve.tree import MAX_NODES
 
 MAX_CHAIN = 16
-BATCHED_TOKENS = 2048
-"""Most prompt rows of a step that computes prompts alone, as vLLM's max_num_batched_tokens."""
-
 SPECINFER_DEPTH, SPECINFER_WIDTH = 4, 3
 """The tree of `specinfer` unless the user says otherwise: the smallest that the paper's public scripts let AdaServe draft."""
-
-LEVEL_QUANTUM = 8
-"""Iterations that `fastserve` grants in its highest level."""
 
 
 @dataclass(frozen=True)
@@ -94,19 +88,19 @@ def _adaptive(name: str, constants: Constants, chosen: Overrides, selection: Sel
 
 
 def _continuous(name: str, constants: Constants, chosen: Overrides) -> Policy:
-    return _plain(name, chosen, FIRST_COME)
+    return _plain(name, constants, chosen, FIRST_COME)
 
 
 def _sarathi(name: str, constants: Constants, chosen: Overrides) -> Policy:
     # A pass over B1 rows takes at most twice as long as one over a single row. Over 2 B1 rows, 512 for a 32B model on one H200,
     # it takes about three times as long: within the five decode iterations that Sarathi-Serve's strict target grants a step.
-    scheduling = StallFree(chosen.budget or 2 * constants.verify_rows, chosen.chunk_rows)
+    scheduling = StallFree(chosen.budget or constants.token_budget or 2 * constants.verify_rows, chosen.chunk_rows)
     return Policy(name, scheduling, ChainSelection(), per_request=0)
 
 
 def _spec(name: str, constants: Constants, chosen: Overrides) -> Policy:
     length = int(name.removeprefix("spec:"))
-    scheduling = PrefillFirst(length, 1, chosen.chunk_rows or BATCHED_TOKENS, chosen.budget)
+    scheduling = PrefillFirst(length, 1, chosen.chunk_rows or constants.batched_tokens, chosen.budget)
     return Policy(name, scheduling, ChainSelection(), per_request=length)
 
 
@@ -115,28 +109,28 @@ def _specinfer(name: str, constants: Constants, chosen: Overrides) -> Policy:
     width = SPECINFER_WIDTH if chosen.width is None else chosen.width
     if depth * width > MAX_NODES:
         raise InvalidConfig(f"policy specinfer verifies depth x width <= {MAX_NODES} nodes a request, got {depth} x {width}")
-    scheduling = PrefillFirst(depth, width, chosen.chunk_rows or BATCHED_TOKENS, chosen.budget)
+    scheduling = PrefillFirst(depth, width, chosen.chunk_rows or constants.batched_tokens, chosen.budget)
     return Policy(name, scheduling, ChainSelection(), per_request=depth * width)
 
 
 def _priority(name: str, constants: Constants, chosen: Overrides) -> Policy:
     urgency = Urgency()
-    return _plain(name, chosen, Discipline(lambda: RankedQueue(urgency), urgency, UrgentTurns()))
+    return _plain(name, constants, chosen, Discipline(lambda: RankedQueue(urgency), urgency, UrgentTurns()))
 
 
 def _fastserve(name: str, constants: Constants, chosen: Overrides) -> Policy:
-    levels = SkipJoin(quantum=LEVEL_QUANTUM, prompt_rows=constants.verify_rows)
+    levels = SkipJoin(quantum=constants.level_quantum, prompt_rows=constants.verify_rows, patience=constants.level_patience)
     turns = LevelTurns(levels, batch=chosen.budget or constants.verify_rows)
-    return _plain(name, chosen, Discipline(lambda: RankedQueue(levels), levels, turns))
+    return _plain(name, constants, chosen, Discipline(lambda: RankedQueue(levels), levels, turns))
 
 
 def _vtc(name: str, constants: Constants, chosen: Overrides) -> Policy:
-    return _plain(name, chosen, Discipline(FairQueue))
+    return _plain(name, constants, chosen, Discipline(FairQueue))
 
 
-def _plain(name: str, chosen: Overrides, discipline: Discipline) -> Policy:
+def _plain(name: str, constants: Constants, chosen: Overrides, discipline: Discipline) -> Policy:
     """vLLM without speculation, under some discipline."""
-    scheduling = PrefillFirst(most_prompt_rows=chosen.chunk_rows or BATCHED_TOKENS)
+    scheduling = PrefillFirst(most_prompt_rows=chosen.chunk_rows or constants.batched_tokens)
     return Policy(name, scheduling, ChainSelection(), per_request=0, discipline=discipline)
 
 

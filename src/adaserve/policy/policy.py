@@ -1,22 +1,42 @@
 """A policy: Discipline (who is served), Scheduling (how a step's rows are shared out), Selection (which nodes are verified)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from adaserve.latency import LatencyModel
 from adaserve.policy.discipline import FIRST_COME, Discipline
 from adaserve.policy.selection import Selection
-from adaserve.step import Order
+from adaserve.request import RequestState
+from adaserve.step import Order, StepOutcome
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The requests behind a Demand's counts, for policies that look at each of them.
+
+    decoding: those with a root each. backlog: those with known tokens still to compute, in the order in which they are served.
+    waiting: how many have no slot yet. latency: what steps take, as far as is known.
+    """
+
+    now: float
+    decoding: Sequence[RequestState]
+    backlog: Sequence[RequestState]
+    waiting: int
+    latency: LatencyModel
 
 
 @dataclass(frozen=True)
 class Demand:
     """What waits for a step's rows, of the requests that take part in it.
 
-    decoding: requests with a root each. prompt: known tokens not yet computed.
+    decoding: requests with a root each. prompt: known tokens not yet computed. scene: the requests themselves; None where only
+    the counts are known.
     """
 
     decoding: int
     prompt: int
+    scene: Scene | None = None
 
 
 @dataclass(frozen=True)
@@ -27,6 +47,10 @@ class Share:
     prompt_rows: most prompt rows.
     budget: B, rows of the target's pass (roots, nodes, prompt rows). Roots and prompt rows are served even beyond it.
     depth, width: d and w of the beam.
+    nodes: how many draft nodes the step is likely to verify, for its predicted duration; None: all that fit.
+    pace: the share of its target that a request is steered to, the rest being a margin.
+    spared: ids of requests that are not drafted for, because nothing is gained by it.
+    token_price: seconds that a token is worth: no node is verified that costs more than it promises. None: nodes are free.
     """
 
     decode: bool
@@ -34,6 +58,10 @@ class Share:
     budget: int
     depth: int
     width: int
+    nodes: int | None = None
+    pace: float = 1.0
+    spared: frozenset[str] = frozenset()
+    token_price: float | None = None
 
 
 class Scheduling(Protocol):
@@ -49,11 +77,20 @@ class Scheduling(Protocol):
         ...
 
 
+class Learner(Protocol):
+    """Learns from every step; what a policy knows beyond the requests' states lives in one."""
+
+    def learn(self, outcome: StepOutcome) -> None:
+        """Take in what a step brought, before any state changes by it."""
+        ...
+
+
 @dataclass(frozen=True)
 class Policy:
     """A name for a Scheduling, a Selection and a Discipline that go together, and what selection is told besides.
 
     per_request: n_max, most nodes that the SLO phase gives one request. order: who comes first in the SLO phase.
+    learner: is told of every step; None if the policy remembers nothing.
     """
 
     name: str
@@ -62,3 +99,4 @@ class Policy:
     per_request: int
     order: Order = Order.NEEDIEST
     discipline: Discipline = FIRST_COME
+    learner: Learner | None = None

@@ -18,6 +18,7 @@ from adaserve.attention.tiling import splits, tile, tile_count, tile_height
 from adaserve.cache.pool import KVPool
 from adaserve.models.decoder import Decoder
 from adaserve.runtime.batch import ForwardBatch
+from adaserve.runtime.capture import capture
 
 ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 80, 96, 112, 128, 144, 160, 192, 224, 256, 288, 320, 384, 448, 512)
 """Buckets of rows. Larger passes are long enough to be launched as they come."""
@@ -33,6 +34,10 @@ class Passes(Protocol):
         """Hidden states [B, hidden] of all rows, to be read before the next pass. longest: at least each row's prefix."""
         ...
 
+    def plain(self, batch: ForwardBatch, longest: int) -> Tensor:
+        """The same as it comes, for those who capture more than a pass."""
+        ...
+
 
 class PlainPasses:
     """Runs every pass as it comes."""
@@ -42,6 +47,10 @@ class PlainPasses:
         self._pool = pool
 
     def __call__(self, batch: ForwardBatch, longest: int) -> Tensor:
+        """Run the pass."""
+        return self.plain(batch, longest)
+
+    def plain(self, batch: ForwardBatch, longest: int) -> Tensor:
         """Run the pass."""
         return self._decoder.forward(batch, self._pool)
 
@@ -80,8 +89,7 @@ class GraphPasses:
         rows, groups = batch.token.shape[0], batch.slot.shape[0]
         bucket, places = _up(rows, ROWS), _up(groups, GROUPS)
         if bucket is None or places is None:
-            tiles = tile(batch, group=self._group, kv_heads=self._decoder.config.kv_heads, longest=longest)
-            return self._decoder.forward(replace(batch, tiles=tiles), self._pool)
+            return self.plain(batch, longest)
         programs = tile_count(bucket, places, tile_height(bucket, self._group)) * self._decoder.config.kv_heads
         key = bucket, places, splits(programs, longest)
         found = self._graphs.pop(key, None) or self._capture(batch, *key)
@@ -89,6 +97,11 @@ class GraphPasses:
         self._load(found, batch)
         found.graph.replay()
         return found.hidden[:rows]
+
+    def plain(self, batch: ForwardBatch, longest: int) -> Tensor:
+        """Run the pass as it comes."""
+        tiles = tile(batch, group=self._group, kv_heads=self._decoder.config.kv_heads, longest=longest)
+        return self._decoder.forward(replace(batch, tiles=tiles), self._pool)
 
     def _load(self, graph: _Graph, batch: ForwardBatch) -> None:
         """Copy a batch to where the graph reads it, and pad it."""
@@ -114,15 +127,9 @@ class GraphPasses:
             tiles = tile(static, group=self._group, kv_heads=self._decoder.config.kv_heads, longest=None)
             return self._decoder.forward(replace(static, tiles=replace(tiles, splits=parts)), self._pool)
 
-        graph = torch.cuda.CUDAGraph()
-        self._load(_Graph(graph, numbers, start, slot, numbers), batch)
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            run()
-            graph.capture_begin(pool=self._memory, capture_error_mode="thread_local")
-            hidden = run()
-            graph.capture_end()
-        torch.cuda.current_stream().wait_stream(self._stream)
+        self._load(_Graph(torch.cuda.CUDAGraph(), numbers, start, slot, numbers), batch)
+        run()
+        graph, hidden = capture(run, self._memory, self._stream)
         return _Graph(graph, numbers, start, slot, hidden)
 
 

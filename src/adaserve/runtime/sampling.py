@@ -14,7 +14,6 @@ from adaserve.kernels.gumbel import greedy_argmax, perturbed_argmax
 from adaserve.kernels.truncation import Truncation
 from adaserve.runtime import processors
 from adaserve.runtime.table import SamplingTable, Traits
-from adaserve.runtime.transfer import upload
 from adaserve.tree import DraftTree
 
 
@@ -40,16 +39,14 @@ class DrawRows:
     slots: tuple[int, ...]
 
     @staticmethod
-    def of(tree: DraftTree, decoding: tuple[int, ...], finishing: tuple[int, ...], known: Tensor, max_depth: int) -> "DrawRows":
+    def of(tree: DraftTree, slot_of: Tensor, slots: tuple[int, ...], known: Tensor, max_depth: int) -> "DrawRows":
         """Describe the rows of a tree, followed by one row for each prompt chunk that draws.
 
-        decoding: slots of the tree's n requests; finishing: slots of the chunks; known [slots]: how many tokens of each slot
-        are known, the root or the chunk's last token included.
+        slot_of [n + C]: slots of the tree's n requests, then those of the chunks, and `slots`, the same numbers on the host;
+        known [slots]: how many tokens of each slot are known, the root or the chunk's last token included.
         """
         device = tree.token.device
-        slots = decoding + finishing
-        slot_of = upload(slots, device)  # [n + C]
-        chunk = slot_of[len(decoding) :]  # [C]
+        chunk = slot_of[tree.count.shape[0] :]  # [C]
         # Padding rows belong to request n, which does not exist; some other slot's parameters serve for their idle draws.
         slot = torch.cat([slot_of[tree.row.clamp(max=len(slots) - 1)], chunk])  # [R]
         own = torch.arange(tree.token.shape[0], slot.shape[0], device=device)  # [C]

@@ -33,15 +33,12 @@ class SlotTable:
         self.pages = torch.zeros(slots, -(-(length + 64) // page_size), dtype=torch.int64, device=device)  # [slots, P]
         if spare_page is not None:
             self.pages[-1] = spare_page
+        self._spares = torch.tensor([] if self.spare is None else [self.spare], dtype=torch.int64, device=device)  # [0] or [1]
 
     @property
     def device(self) -> torch.device:
         """Where the tables live."""
         return self.tokens.device
-
-    @property
-    def _spares(self) -> list[int]:
-        return [] if self.spare is None else [self.spare]
 
     @property
     def history(self) -> History:
@@ -73,32 +70,50 @@ class SlotTable:
 
     def known_batch(self, chunks: Sequence[Chunk], tail_start: int) -> ForwardBatch:
         """Rows of known tokens, causal by position; one group a chunk."""
-        return self._batch([self._known_rows(chunks)], _starts([c.length for c in chunks]), [c.slot for c in chunks], tail_start)
+        start = upload(_starts([c.length for c in chunks]), self.device)
+        return self._batch([self._known_rows(chunks)], start, upload([c.slot for c in chunks], self.device), tail_start)
 
-    def tree_batch(self, tree: DraftTree, decoding: Sequence[int], chunks: Sequence[Chunk], tail_start: int) -> ForwardBatch:
+    def last_batch(self, slot: Tensor, tail_start: int) -> ForwardBatch:
+        """The last two known tokens of every slot [n], a group each: what a draft reads to go on, whether it knows the first of
+        them or not. Where there is only one it stands twice.
+        """
+        n = slot.shape[0]
+        owner = slot.repeat_interleave(2)  # [2 n]
+        back = torch.arange(2, 0, -1, device=self.device).repeat(n)  # [2 n]
+        position = (self.known[owner] - back).clamp(min=0)  # [2 n]
+        dest = self.page_rows(owner, position)
+        rows = self.tokens[owner, position], position, position + 1, torch.zeros_like(position), dest
+        return self._batch([rows], torch.arange(0, 2 * n + 1, 2, device=self.device), slot, tail_start)
+
+    def tree_batch(self, tree: DraftTree, decoding: Tensor, chunks: Sequence[Chunk], tail_start: int) -> ForwardBatch:
         """The rows of the trees, masked by ancestors, then the rows of prompt chunks, causal by position; a group each.
 
-        The root is a known token: its key and value go to its page. Draft nodes live in the tail until they are accepted.
+        decoding [n]: slots. The root is a known token: its key and value go to its page. Draft nodes live in the tail until they
+        are accepted.
         """
-        owners = [*decoding, *self._spares]
-        slot = upload(owners, self.device)[tree.row]  # [B]
+        owners = torch.cat([decoding, self._spares])  # [n] or [n + 1]
+        slot = owners[tree.row]  # [B]
         known = self.known[slot]  # [B]
         tail = tail_start + slot * TAIL_ROWS + tree.node
         dest = torch.where(tree.depth == 0, self.page_rows(slot, known - 1), tail)
         rows = (tree.token, known - 1 + tree.depth, known, tree.mask, dest)
         padding = (tree.count.sum() + len(decoding)).expand(len(self._spares))  # [1], where padding begins, or [0]
+        if not chunks:
+            end = torch.full((1,), tree.rows, device=self.device)  # [1]
+            return self._batch([rows], torch.cat([tree.root, padding, end]), owners, tail_start)
         first = torch.cat([tree.root, padding, upload(_starts([c.length for c in chunks]), self.device) + tree.rows])
-        return self._batch([rows, self._known_rows(chunks)], first, [*owners, *(c.slot for c in chunks)], tail_start)
+        slots = torch.cat([owners, upload([c.slot for c in chunks], self.device)])
+        return self._batch([rows, self._known_rows(chunks)], first, slots, tail_start)
 
     def accepted_rows(
-        self, tree: DraftTree, accepted: Tensor, place: Tensor, decoding: Sequence[int], tail_start: int
+        self, tree: DraftTree, accepted: Tensor, place: Tensor, decoding: Tensor, tail_start: int
     ) -> tuple[Tensor, Tensor]:
         """Pool rows that accepted nodes move from and to, [m] each, before the gained tokens are known.
 
-        accepted [B] bool: nodes, no roots; place [B]: their rows in their slot's tail. With a spare slot m is B, and what is not
-        accepted moves from the spare tail to itself.
+        accepted [B] bool: nodes, no roots; place [B]: their rows in their slot's tail; decoding [n]: slots. With a spare slot m
+        is B, and what is not accepted moves from the spare tail to itself.
         """
-        slot = upload([*decoding, *self._spares], self.device)[tree.row]  # [B]
+        slot = torch.cat([decoding, self._spares])[tree.row]  # [B]
         source = tail_start + slot * TAIL_ROWS + place  # [B]
         dest = self.page_rows(slot, self.known[slot] - 1 + tree.depth)  # [B]
         if self.spare is None:
@@ -107,15 +122,13 @@ class SlotTable:
         idle = tail_start + self.spare * TAIL_ROWS
         return torch.where(accepted, source, idle), torch.where(accepted, dest, idle)
 
-    def beam_batch(
-        self, slot: Tensor, token: Tensor, mask: Tensor, tail: Tensor, depth: int, tail_start: int, slots: Sequence[int]
-    ) -> ForwardBatch:
+    def beam_batch(self, slot: Tensor, token: Tensor, mask: Tensor, tail: Tensor, depth: int, tail_start: int) -> ForwardBatch:
         """The rows of one draft step: slot [n]; token, mask [n, w]; tail [w]: their rows in the tail; one group a request."""
         n, width = token.shape
         known = self.known[slot].repeat_interleave(width)  # [n * w]
         dest = (tail_start + slot[:, None] * TAIL_ROWS + tail).flatten()
         rows = (token.flatten(), known - 1 + depth, known, mask.flatten(), dest)
-        return self._batch([rows], list(range(0, (n + 1) * width, width)), slots, tail_start)
+        return self._batch([rows], torch.arange(0, (n + 1) * width, width, device=self.device), slot, tail_start)
 
     def _known_rows(self, chunks: Sequence[Chunk]) -> tuple[Tensor, ...]:
         """Token, position, prefix, mask and dest of every row of the chunks, [m] each."""
@@ -129,18 +142,16 @@ class SlotTable:
         dest = self.page_rows(slot, position)
         return self.tokens[slot, position], position, position + 1, torch.zeros_like(position), dest
 
-    def _batch(
-        self, rows: list[tuple[Tensor, ...]], start: list[int] | Tensor, slots: Sequence[int], tail_start: int
-    ) -> ForwardBatch:
-        token, position, prefix, mask, dest = (torch.cat(part) for part in zip(*rows, strict=True))
+    def _batch(self, rows: list[tuple[Tensor, ...]], start: Tensor, slot: Tensor, tail_start: int) -> ForwardBatch:
+        token, position, prefix, mask, dest = rows[0] if len(rows) == 1 else (torch.cat(part) for part in zip(*rows, strict=True))
         return ForwardBatch(
             token=token,
             position=position,
             prefix=prefix,
             mask=mask,
             dest=dest,
-            start=start if isinstance(start, Tensor) else upload(start, self.device),
-            slot=upload(slots, self.device),
+            start=start,
+            slot=slot,
             pages=self.pages,
             page_size=self.page_size,
             tail_start=tail_start,

@@ -1,6 +1,7 @@
 """Copies between host and device that wait for nothing, but for the one that brings a step's results."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,16 +16,49 @@ def upload(
     return torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
 
-def fetch(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The same tensors on the host, int64 for whole numbers and bools, float64 for others; waits for the device, once."""
+def stage(values: Sequence[int], device: torch.device) -> Tensor:
+    """The host's numbers where a Capture takes them from: in pinned memory for a GPU."""
+    return torch.tensor(values, dtype=torch.int64, pin_memory=device.type == "cuda")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Tensors on their way to the host. packed: on a GPU, all whole numbers and bools in one int64, all others in one float64."""
+
+    tensors: tuple[Tensor, ...]
+    packed: tuple[Tensor, ...]
+
+
+def bundle(*tensors: Tensor) -> Bundle:
+    """Put tensors together on the device, so that few copies bring them to the host."""
     if not tensors[0].is_cuda:
-        return tensors
-    whole = [t for t in tensors if not t.is_floating_point()]
-    other = [t for t in tensors if t.is_floating_point()]
-    packed = [
-        torch.cat([t.flatten().to(dtype) for t in part]).to("cpu", non_blocking=True) if part else torch.empty(0, dtype=dtype)
-        for part, dtype in ((whole, torch.int64), (other, torch.float64))
-    ]
-    torch.cuda.current_stream().synchronize()
-    flat = [iter(p.split([t.numel() for t in part])) for p, part in zip(packed, (whole, other), strict=True)]
-    return tuple(next(flat[t.is_floating_point()]).view(t.shape) for t in tensors)
+        return Bundle(tensors, ())
+    parts = [[t for t in tensors if t.is_floating_point() == floating] for floating in (False, True)]
+    packed = (
+        torch.cat([t.flatten().to(dtype) for t in part]) if part else torch.empty(0, dtype=dtype, device=tensors[0].device)
+        for part, dtype in zip(parts, (torch.int64, torch.float64), strict=True)
+    )
+    return Bundle(tensors, tuple(packed))
+
+
+class Fetch:
+    """A copy of a bundle to the host under way."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+        self._host = [packed.to("cpu", non_blocking=True) for packed in bundle.packed]
+        self._done = torch.cuda.Event() if bundle.packed else None
+        if self._done is not None:
+            self._done.record()
+
+    def wait(self) -> tuple[Tensor, ...]:
+        """The bundle's tensors on the host, int64 or float64 if they were on a GPU; waits until all of them are there."""
+        if self._done is None:
+            return self._bundle.tensors
+        self._done.synchronize()
+        tensors = self._bundle.tensors
+        flat = [
+            iter(host.split([t.numel() for t in tensors if t.is_floating_point() == floating]))
+            for host, floating in zip(self._host, (False, True), strict=True)
+        ]
+        return tuple(next(flat[t.is_floating_point()]).view(t.shape) for t in tensors)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from adaserve.latency import LatencyModel
 from adaserve.pages import PagePool
-from adaserve.policy.policy import Demand, Policy
+from adaserve.policy.policy import Demand, Policy, Scene
 from adaserve.request import FinishReason, Request, RequestState
 from adaserve.scheduling.drafting import READY_LAG, Drafting, slot_of
 from adaserve.scheduling.ledger import PageLedger
@@ -89,7 +89,8 @@ class Scheduler:
         backlog: list[RequestState] = []
         for state in members:
             (decoding if state.is_decoding else backlog).append(state)
-        share = self._policy.scheduling.share(Demand(len(decoding), sum(len(s.tokens) - s.computed for s in backlog)))
+        scene = Scene(now, decoding, backlog, len(self._waiting), self._latency)
+        share = self._policy.scheduling.share(Demand(len(decoding), sum(len(s.tokens) - s.computed for s in backlog), scene))
         if not share.decode:
             decoding = []
         chunks = _chunks(backlog, share.prompt_rows)
@@ -97,7 +98,7 @@ class Scheduler:
             assert not line, f"the policy {self._policy.name} lets nobody run"
             return None
         nodes = max(0, share.budget - len(decoding) - sum(c.length for c in chunks))
-        room = tuple([min(s.remaining - 1, share.depth) for s in decoding])
+        room = tuple([0 if s.request.id in share.spared else min(s.remaining - 1, share.depth) for s in decoding])
         drafting: list[Chunk | None] = [None] * len(decoding)
         catch_up: list[Chunk] = []
         if share.depth:
@@ -105,20 +106,26 @@ class Scheduler:
         # Nobody drafts deeper than anybody can use, nor for a budget that prompts have spent.
         depth = max((most for chunk, most in zip(drafting, room, strict=True) if chunk is not None), default=0) if nodes else 0
         drafts = len(drafting) - drafting.count(None)
-        shape = self._shape(decoding, chunks, drafting, catch_up, depth, share.width, min(nodes, drafts * depth * share.width))
+        fitting = min(nodes, drafts * depth * share.width)
+        likely = fitting if share.nodes is None else min(fitting, share.nodes)
+        shape = self._shape(decoding, chunks, drafting, catch_up, depth, share.width, likely)
         predicted = self._latency.predict(shape)
+        price: tuple[float, ...] = ()
+        if share.token_price is not None:
+            nodes = fitting
+            price = self._latency.added(shape.rows - likely, nodes, share.token_price)
         released, self._released = tuple(self._released), []
         return StepPlan(
             released=released,
             placed=tuple(placed),
             grants=tuple(grants.values()),
             decoding=tuple([slot_of(s) for s in decoding]),
-            need=tuple([need(s, now, predicted) for s in decoding]),
+            need=tuple([0.0 if s.request.id in share.spared else need(s, now, predicted, share.pace) for s in decoding]),
             room=room,
             drafting=tuple(drafting),
             chunks=tuple(chunks),
             catch_up=tuple(catch_up),
-            limits=Limits(nodes, self._policy.per_request, depth, self._policy.order),
+            limits=Limits(nodes, self._policy.per_request, depth, self._policy.order, price),
             depth=depth,
             width=share.width,
             predicted=predicted,
@@ -130,6 +137,8 @@ class Scheduler:
         progress: list[Progress] = []
         failed = set(outcome.failed)
         drafted = Counter(outcome.drafted.request)
+        if self._policy.learner is not None:
+            self._policy.learner.learn(outcome)
         for chunk in plan.catch_up:
             self._running[chunk.slot].draft_computed = chunk.start + chunk.length
         draws = iter(zip(outcome.first_tokens, outcome.first_logprobs, strict=True))

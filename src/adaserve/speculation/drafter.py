@@ -41,8 +41,11 @@ class Drafter(Protocol):
         """Do the plan's catch-up and grow trees of the plan's depth and width for those that draft.  [n, N]"""
         ...
 
-    def keep(self, plan: StepPlan, table: SlotTable, tree: DraftTree, accepted: Tensor) -> None:
-        """Keep what was accepted, rows [B] bool of `tree`. Called before the gained tokens become known to `table`."""
+    def keep(self, depth: int, table: SlotTable, slot: Tensor, tree: DraftTree, accepted: Tensor) -> None:
+        """Keep what was accepted, rows [B] bool of `tree`, whose n requests have these slots [n]; depth: of the speculation.
+
+        Device work alone, for it may be captured. Called before the gained tokens become known to `table`.
+        """
         ...
 
     def learn(self, plan: StepPlan, gained: Gained) -> None:

@@ -32,7 +32,7 @@ class LookupDrafter:
         drafting = [chunk is not None for chunk in plan.drafting]
         return self._ngrams.propose(plan.decoding, plan.depth, plan.room, drafting, table.device)
 
-    def keep(self, plan: StepPlan, table: SlotTable, tree: DraftTree, accepted: Tensor) -> None:
+    def keep(self, depth: int, table: SlotTable, slot: Tensor, tree: DraftTree, accepted: Tensor) -> None:
         """Nothing: there is no cache."""
 
     def learn(self, plan: StepPlan, gained: Gained) -> None:

@@ -9,33 +9,39 @@ One step's passes over the draft model, for requests that draft (w = 2, d = 3); 
 Catch-up chunks (prompts, d = 0 periods) ride along with pass 1.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from adaserve.cache.pool import KVPool
 from adaserve.kernels.top import top_tokens
 from adaserve.models.decoder import Decoder
+from adaserve.runtime.capture import Capture, reach
 from adaserve.runtime.passes import Passes
 from adaserve.runtime.slots import SlotTable
-from adaserve.runtime.transfer import upload
+from adaserve.runtime.transfer import stage, upload
 from adaserve.speculation.beam import Beam
 from adaserve.speculation.drafter import Gained
-from adaserve.step import Placement, StepPlan, draft_work
+from adaserve.step import Chunk, Placement, StepPlan, draft_work
 from adaserve.tree import CandidateTree, DraftTree
 
 
 class ModelDrafter:
     """Drafts with a decoder and a KV pool of its own; the pool's pages carry the same numbers as the target's.
 
-    passes: how the decoder is run. vocabulary: only the first so many tokens are ever proposed (a multiple of 16), None for all.
+    passes, capture: how the decoder is run. vocabulary: only the first so many tokens are ever proposed (a multiple of 16), None for all.
     Tokenizers number tokens in the order in which they were merged, about that of frequency, and a small draft spends most of
     a pass in its head.
     """
 
-    def __init__(self, decoder: Decoder, pool: KVPool, passes: Passes, slots: int, vocabulary: int | None = None) -> None:
+    def __init__(
+        self, decoder: Decoder, pool: KVPool, passes: Passes, capture: Capture, slots: int, vocabulary: int | None = None
+    ) -> None:
         self._decoder = decoder
         self._pool = pool
         self._passes = passes
+        self._capture = capture
         self._vocabulary = vocabulary
         self._inverse_temperature = torch.ones(slots, dtype=torch.float64, device=decoder.device)  # [slots]
 
@@ -57,35 +63,56 @@ class ModelDrafter:
         active = [i for i, chunk in enumerate(plan.drafting) if chunk is not None and plan.depth > 0]
         first = [chunk for chunk in plan.drafting if chunk is not None and plan.depth > 0]
         chunks = [*first, *plan.catch_up]
-        if not chunks:
-            return CandidateTree.empty(n, table.device)
-        longest = max(chunk.start + chunk.length for chunk in chunks)
-        hidden = self._passes(table.known_batch(chunks, self._pool.tail_start), longest)  # [B, hidden]
-        if not active:
-            return CandidateTree.empty(n, table.device)
+        tail_start = self._pool.tail_start
+        slot = stage([chunk.slot for chunk in first], table.device)  # [a] slots of the active requests
+        room = stage([plan.room[i] for i in active], table.device)  # [a]
+        if table.spare is None:
+            if not chunks:
+                return CandidateTree.empty(n, table.device)
+            longest = _reach(chunks)
+            hidden = self._passes(table.known_batch(chunks, tail_start), longest)  # [B, hidden]
+            if not active:
+                return CandidateTree.empty(n, table.device)
+            last = upload([chunk.length for chunk in first], table.device).cumsum(0) - 1  # [a]
+            tree = self._grow(hidden[last], slot, room, table, plan.depth, plan.width, longest)
+        else:
+            # Shapes that the host knows beforehand: everybody reads two tokens, whether the draft knows the first or not.
+            behind = [*plan.catch_up, *(Chunk(c.slot, c.start, c.length - 2) for c in first if c.length > 2)]
+            if behind:
+                self._passes(table.known_batch(behind, tail_start), _reach(behind))
+            if not active:
+                return CandidateTree.empty(n, table.device)
+            longest = reach(_reach(first))
 
-        slots = [chunk.slot for chunk in first]
-        slot = upload(slots, table.device)  # [a] slots of the active requests
-        room = upload([plan.room[i] for i in active], table.device)  # [a]
-        beam = Beam(plan.width, room, torch.ones_like(room, dtype=torch.bool))
-        last = upload([chunk.length for chunk in first], table.device).cumsum(0) - 1  # [a]
-        rows = beam.extend(*self._likeliest(hidden[last], slot, plan.width))
-        for depth in range(1, plan.depth):
-            batch = table.beam_batch(slot, rows.token, rows.mask, rows.tail, depth, self._pool.tail_start, slots)
-            hidden = self._passes(batch, longest)  # [a * w, hidden]
-            rows = beam.extend(*self._likeliest(hidden, slot, plan.width))
-        return _spread(beam.tree(), active, n)
+            def speculate(slot: Tensor, room: Tensor) -> CandidateTree:
+                hidden = self._passes.plain(table.last_batch(slot, tail_start), longest)  # [2 a, hidden]
+                return self._grow(hidden[1::2], slot, room, table, plan.depth, plan.width, longest)
 
-    def keep(self, plan: StepPlan, table: SlotTable, tree: DraftTree, accepted: Tensor) -> None:
+            tree = self._capture(("speculate", plan.depth, plan.width, longest), speculate, slot, room)
+        return _spread(tree, active, n)
+
+    def keep(self, depth: int, table: SlotTable, slot: Tensor, tree: DraftTree, accepted: Tensor) -> None:
         """Move the accepted nodes' keys and values from tail to pages; the last depth's were never computed."""
-        if plan.depth < 2:
+        if depth < 2:
             return
-        read = accepted & (tree.depth > 0) & (tree.depth < plan.depth)  # [B]
+        read = accepted & (tree.depth > 0) & (tree.depth < depth)  # [B]
         # A node's column is its row in the tail.
-        self._pool.move(*table.accepted_rows(tree, read, tree.column, plan.decoding, self._pool.tail_start))
+        self._pool.move(*table.accepted_rows(tree, read, tree.column, slot, self._pool.tail_start))
 
     def learn(self, plan: StepPlan, gained: Gained) -> None:
         """Nothing: the tokens are read when they are drafted from."""
+
+    def _grow(
+        self, hidden: Tensor, slot: Tensor, room: Tensor, table: SlotTable, depth: int, width: int, longest: int
+    ) -> CandidateTree:
+        """The beam's d steps from the roots' hidden states [a, hidden]; slot, room [a].  [a, d * w]"""
+        beam = Beam(width, room, torch.ones_like(room, dtype=torch.bool))
+        rows = beam.extend(*self._likeliest(hidden, slot, width))
+        for step in range(1, depth):
+            batch = table.beam_batch(slot, rows.token, rows.mask, rows.tail, step, self._pool.tail_start)
+            hidden = self._passes.plain(batch, longest)  # [a * w, hidden]
+            rows = beam.extend(*self._likeliest(hidden, slot, width))
+        return beam.tree()
 
     def _likeliest(self, hidden: Tensor, slot: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """The w likeliest next tokens of every row [a * r, hidden] with log-probabilities: [a, r, w] each."""
@@ -94,6 +121,11 @@ class ModelDrafter:
         logits = self._decoder.logits(hidden, self._vocabulary)  # [a * r, V]
         token, log_prob = top_tokens(logits, scale, min(width, logits.shape[1]))
         return token.view(a, -1, token.shape[1]), log_prob.view(a, -1, token.shape[1])
+
+
+def _reach(chunks: Sequence[Chunk]) -> int:
+    """The longest context of any row."""
+    return max(chunk.start + chunk.length for chunk in chunks)
 
 
 def _spread(tree: CandidateTree, active: list[int], n: int) -> CandidateTree:

@@ -82,4 +82,5 @@ def _json_lines(text: str, first: str, where: str, digest: str) -> Trace:
         return Trace("JSON lines", digest, read_jsonl(text.split("\n"), where))
     if public.is_mooncake(head):
         return Trace("Mooncake", digest, rows=public.read_mooncake(text, where))
-    raise InvalidTrace(f"{where}, line 1: of no known format, which are {FORMATS}; it has the fields {', '.join(head)}"[:400])
+    fields = f"the fields {', '.join(head)}" if head else "no fields"
+    raise InvalidTrace(f"{where}, line 1: of no known format, which are {FORMATS}; it has {fields}"[:400])

@@ -63,6 +63,15 @@ class Workload:
         """The requests that arrive before `seconds`."""
         return Workload(tuple(arrival for arrival in self.arrivals if arrival.at < seconds))
 
+    def since(self, seconds: float) -> "Workload":
+        """The requests that arrive at `seconds` or later, at so much earlier times."""
+        kept = (arrival for arrival in self.arrivals if arrival.at >= seconds)
+        return Workload(tuple(replace(arrival, at=arrival.at - seconds) for arrival in kept)) if seconds else self
+
+    def stopping_at_eos(self) -> "Workload":
+        """The same requests, whose outputs end where the model says so: max_tokens is the most they get."""
+        return Workload(tuple(replace(arrival, ignore_eos=False) for arrival in self.arrivals))
+
     def scale_ms(self, factor: float) -> "Workload":
         """Targets in milliseconds times `factor`: they belong to the machine that they were chosen on, this is another."""
         return self._with_slo(

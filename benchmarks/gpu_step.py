@@ -1,0 +1,494 @@
+"""What a step costs on one GPU, beside what the machine could do: the table of targets, measured in a few minutes.
+
+The target has the 32b shape, grown in memory from a small model so that its function stays; the draft is the small model with
+noise on its weights. So texts and acceptance are real ones, and weights and KV are as large as a large model's.
+
+    floor      a device copy; the matrix products of one pass alone, by rows
+    pass       the target's whole pass, by rows; where 64 rows spend it, by kernel
+    draft      one draft step: 64 requests, width 3, contexts up to 256 and 1,000
+    serve      engines: one request plain and speculating, 64 and 128 at once under several policies, how long the device idles
+    long       attention of 32 requests with 7,000 tokens each, against the bytes that it must read
+    profile    the curves that `adaserve profile` measures, and the budgets from them
+
+    python benchmarks/gpu_step.py --model smollm2.gguf --only floor,pass,draft
+    python benchmarks/gpu_step.py                       # without a model: random weights, so nothing is worth speculating
+
+Times are medians of graph replays between device events. The last line is one JSON object.
+"""
+
+import argparse
+import gc
+import json
+import random
+import statistics
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adaserve.assembly import Models, Sizes, assemble_engine, make_executor
+from adaserve.attention.paged import attend
+from adaserve.attention.tiling import tile
+from adaserve.clock import WallClock
+from adaserve.engine import Engine
+from adaserve.executor.device import DeviceExecutor
+from adaserve.executor.shipped import profile_named
+from adaserve.latency import budget_from
+from adaserve.measure import measure_profile
+from adaserve.models.config import ModelConfig
+from adaserve.models.decoder import Decoder
+from adaserve.models.grow import SHAPES, GrownWeights, grown_config
+from adaserve.models.load import open_model
+from adaserve.models.random import noisy_copy, random_weights
+from adaserve.models.registry import Format, ModelSource
+from adaserve.models.rope import Rope
+from adaserve.models.tokenizer import load_tokenizer
+from adaserve.models.weights import EMBEDDING, HEAD, assemble
+from adaserve.policy.adaptive import Constants
+from adaserve.policy.library import Overrides, make_policy
+from adaserve.request import Request, SamplingParams, Targets
+from adaserve.runtime.batch import TAIL_ROWS
+from adaserve.runtime.passes import GraphPasses
+from adaserve.runtime.slots import SlotTable
+from adaserve.step import Chunk, Limits, PageGrant, Placement, StepPlan
+from adaserve.workload.prompts import prompts
+
+SMALL = ModelConfig(
+    family="llama", layers=30, hidden=576, heads=9, kv_heads=3, head_dim=64, intermediate=1536, vocab_size=49152, eps=1e-5,
+    rope=Rope(100000.0), max_positions=8192, tie_embeddings=True,
+)  # fmt: skip
+PAGE = 16
+LENGTH = 8192
+"""Longest sequence."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all sections measure with."""
+
+    target: Decoder
+    draft: Decoder
+    prompt: Callable[[int, int], tuple[int, ...]]  # number of the prompt and its length -> tokens
+    full: bool
+
+
+def milliseconds(run: Callable[[], object], repeats: int = 20, warm_up: int = 3) -> float:
+    """Median device time of a call."""
+    for _ in range(warm_up):
+        run()
+    times = []
+    for _ in range(repeats):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        run()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end))
+    return statistics.median(times)
+
+
+def graph_of(run: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    """Capture a call."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.stream(stream):
+        run()
+        graph.capture_begin(capture_error_mode="thread_local")
+        run()
+        graph.capture_end()
+    torch.cuda.current_stream().wait_stream(stream)
+    return graph
+
+
+def by_kernel(run: Callable[[], object], repeats: int = 3) -> list[tuple[str, float, int]]:
+    """Device time of a call by kernel, the longest first: name, ms, launches; the first entry is what no kernel used."""
+    from torch.profiler import ProfilerActivity, profile
+
+    run()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
+        begin = time.perf_counter()
+        for _ in range(repeats):
+            run()
+        torch.cuda.synchronize()
+        wall = (time.perf_counter() - begin) * 1e3 / repeats
+    rows = [(e.key, e.self_device_time_total / 1e3 / repeats, e.count // repeats) for e in found.key_averages()]
+    rows = sorted((r for r in rows if r[1] > 0), key=lambda r: -r[1])
+    return [("wall less kernels", wall - sum(r[1] for r in rows), sum(r[2] for r in rows)), *rows]
+
+
+def print_kernels(rows: list[tuple[str, float, int]], most: int = 14) -> None:
+    for name, ms, count in rows[:most]:
+        print(f"    {ms:8.3f} ms {count:5} x  {name[:110]}")
+
+
+def floor(bench: Bench) -> dict[str, Any]:
+    """A device copy, and the products alone."""
+    copy = _copy_bandwidth()
+    print(f"  copy {copy:.2f} TB/s")
+    products = {}
+    for rows in (1, 8, 16, 32, 64, 96, 128, 192, 256) if bench.full else (1, 64):
+        inputs = {k: torch.randn(rows, k, device="cuda", dtype=bench.target.dtype) for k in _depths(bench.target)}
+        graph = graph_of(partial(_products, bench.target, inputs))
+        products[rows] = milliseconds(graph.replay, 10)
+        print(f"  products, {rows:4} rows: {products[rows]:7.2f} ms")
+    return {"copy_tb_s": copy, "products_ms": products}
+
+
+def _copy_bandwidth() -> float:
+    """TB/s, bytes read and written."""
+    a = torch.randn(1 << 30, device="cuda")
+    b = torch.empty_like(a)
+    return 2 * a.numel() * 4 / milliseconds(partial(b.copy_, a), 5) / 1e9
+
+
+def _depths(decoder: Decoder) -> set[int]:
+    layer = decoder.layers[0]
+    return {linear.in_features for linear in (layer.qkv, layer.output, layer.gate_up, layer.down)}
+
+
+def _products(decoder: Decoder, inputs: dict[int, torch.Tensor]) -> None:
+    for layer in decoder.layers:
+        for linear in (layer.qkv, layer.output, layer.gate_up, layer.down):
+            linear(inputs[linear.in_features])
+
+
+def _table(slots: int, context: int, bench: Bench) -> tuple[SlotTable, int]:
+    """A table of requests with `context` known tokens each, and its pages."""
+    each = -(-(context + TAIL_ROWS) // PAGE)
+    pages = slots * each
+    table = SlotTable(slots=slots, length=context + TAIL_ROWS, page_size=PAGE, device="cuda", spare_page=pages)
+    for slot in range(slots):
+        table.place(Placement(slot, bench.prompt(slot, context), context, SamplingParams(), 0, 0, ()))
+        table.grant(PageGrant(slot, 0, tuple(range(slot * each, slot * each + each))))
+    return table, pages
+
+
+@torch.inference_mode()
+def passes(bench: Bench) -> dict[str, Any]:
+    """The target's pass over the known tokens' last rows, by rows."""
+    context = 128
+    table, pages = _table(64, context, bench)
+    pool = bench.target.new_pool(pages=pages + 1, page_size=PAGE, slots=65)
+    runner = GraphPasses(bench.target, pool, pool.tail_start + 64 * TAIL_ROWS)
+    runner(table.known_batch([Chunk(s, 0, context) for s in range(64)], pool.tail_start), context)
+    found, kernels = {}, []
+    for rows in (1, 2, 8, 16, 32, 64, 96, 128, 192, 256) if bench.full else (1, 64, 192):
+        n = min(rows, 64)
+        chunks = [Chunk(s, context - rows // n, rows // n) for s in range(n)]
+        batch = table.known_batch(chunks, pool.tail_start)
+
+        def run(batch: Any = batch) -> None:
+            bench.target.logits(runner(batch, context))
+
+        found[rows] = milliseconds(run, 10)
+        print(f"  pass, {rows:4} rows: {found[rows]:7.2f} ms")
+        if rows in (1, 64):
+            kernels = by_kernel(run)
+            print_kernels(kernels)
+    return {"pass_ms": found, "pass_64_kernels": kernels[:14]}
+
+
+@torch.inference_mode()
+def draft(bench: Bench) -> dict[str, Any]:
+    """One draft step: the difference between six and two steps, over four."""
+    found: dict[str, Any] = {}
+    for n, width, context in ((64, 3, 256), (64, 3, 1000), (1, 3, 256)):
+        name = f"{n} x {width}, context {context}"
+        found[name] = _draft_step(bench, n, width, context)
+        print(f"  draft, {name}: {found[name]['step_ms']:.3f} ms a step, first {found[name]['first_ms']:.3f} ms")
+        print_kernels(found[name].pop("kernels"))
+        _free()
+    return {"draft": found}
+
+
+def _draft_step(bench: Bench, n: int, width: int, context: int) -> dict[str, Any]:
+    each = -(-(context + TAIL_ROWS) // PAGE)
+    executor = make_executor(Models(bench.target, bench.draft), Sizes(n, context + TAIL_ROWS, n * each, PAGE), WallClock())
+    fresh = tuple(range(n))
+    greedy = SamplingParams(temperature=0.0)
+    reading = StepPlan(
+        released=(),
+        placed=tuple(Placement(s, bench.prompt(s, context), context, greedy, 0, 0, ()) for s in fresh),
+        grants=tuple(PageGrant(s, 0, tuple(range(s * each, s * each + each))) for s in fresh),
+        decoding=fresh,
+        need=(0.0,) * n,
+        room=(10,) * n,
+        drafting=(None,) * n,
+        chunks=(),
+        catch_up=tuple(Chunk(s, 0, context - 1) for s in fresh),
+        limits=Limits(n, 8, 1),
+        depth=0,
+        width=1,
+        predicted=0.0,
+    )
+    executor.speculate(reading)
+    roots = tuple(Chunk(s, context - 1, 1, draws=True) for s in fresh)
+    drafting = replace(reading, placed=(), grants=(), catch_up=(), drafting=roots, width=width)
+    run = {depth: partial(executor.speculate, replace(drafting, depth=depth)) for depth in (1, 2, 6)}
+    at = {depth: milliseconds(run[depth], 10) for depth in run}
+    return {"step_ms": (at[6] - at[2]) / 4, "first_ms": at[1], "kernels": by_kernel(run[6])}
+
+
+@dataclass(frozen=True)
+class Served:
+    """How an engine fared with requests that came at once."""
+
+    seconds: float
+    tokens: int
+    tpot_ms: float
+    first_ms: float
+    tokens_a_step: float
+    steps: int
+    phases_ms: dict[str, float]
+    idle: float
+
+
+def serve_requests(engine: Engine, requests: list[Request]) -> tuple[Served, dict[str, tuple[int, ...]]]:
+    """Run requests that arrive at once to their end."""
+    torch.cuda.synchronize()
+    start = engine.clock.now()
+    tokens: dict[str, list[int]] = {r.id: [] for r in requests}
+    results = []
+    totals: Counter[str] = Counter()
+    slots = 0
+    for request in requests:
+        engine.add(replace(request, arrived=start))
+    while (report := engine.step()) is not None:
+        for update in report.updates:
+            tokens[update.id] += update.tokens
+            if update.result is not None:
+                results.append(update.result)
+        if report.outcome is not None:
+            times = report.outcome.times
+            totals.update({k: getattr(times, k) for k in ("schedule", "speculate", "select", "verify", "commit")})
+            totals["steps"] += 1
+            totals["gained"] += sum(map(len, report.outcome.tokens))
+            slots += len(report.outcome.plan.decoding)
+    seconds = engine.clock.now() - start
+    busy = totals["speculate"] + totals["select"] + totals["verify"] + totals["commit"]
+    steps = int(totals["steps"])
+    served = Served(
+        seconds=seconds,
+        tokens=sum(map(len, tokens.values())),
+        tpot_ms=statistics.mean(r.tpot for r in results if r.tpot is not None) * 1e3,
+        first_ms=statistics.mean(r.ttft for r in results if r.ttft is not None) * 1e3,
+        tokens_a_step=totals["gained"] / max(slots, 1),
+        steps=steps,
+        phases_ms={k: totals[k] / steps * 1e3 for k in ("schedule", "speculate", "select", "verify", "commit")},
+        idle=1 - busy / seconds,
+    )
+    return served, {name: tuple(t) for name, t in tokens.items()}
+
+
+def requests_of(bench: Bench, count: int, prompt: int, output: int) -> list[Request]:
+    """Greedy requests with prompts and outputs of given lengths."""
+    sampling = SamplingParams(max_tokens=output, temperature=0.0, ignore_eos=True)
+    return [Request(f"{i}", bench.prompt(i, prompt), sampling, Targets(), seed=i, arrived=0.0) for i in range(count)]
+
+
+SINGLE = ((0, 1), (4, 3), (5, 4), (6, 4), (7, 3), (8, 3), (10, 2))
+"""Depths and widths that one request alone tries; the first is plain decoding."""
+
+CROWDS = {
+    64: ((0, 1, 64), (3, 1, 160), (3, 2, 192), (4, 2, 192), (4, 3, 256)),
+    128: ((0, 1, 128), (2, 1, 192), (3, 1, 256)),
+}
+"""For so many requests at once: depths, widths and rows of a verification pass; the first is plain decoding."""
+
+
+@dataclass(frozen=True)
+class Bed:
+    """Makes engines of different policies on one executor."""
+
+    models: Models
+    sizes: Sizes
+    executor: DeviceExecutor
+
+    def engine(self, depth: int, width: int, rows: int) -> Engine:
+        """Plain batching at depth 0, otherwise trees of a fixed size, likeliest nodes first."""
+        constants = Constants(rows, max(1, rows), depth_max=max(depth, 1), prompt_rows=2048, idle_prompt_rows=4096)
+        overrides = Overrides(budget=rows, depth=depth, width=width) if depth else Overrides()
+        policy = make_policy("throughput" if depth else "continuous", constants, overrides)
+        profile = profile_named("h200-32b")
+        return assemble_engine(
+            self.models, self.sizes, policy, profile, clock=WallClock(), executor=self.executor, prefix_caching=False
+        )
+
+    def run(self, setting: tuple[int, int, int], requests: list[Request]) -> tuple[Served, dict[str, tuple[int, ...]]]:
+        """Serve requests that come at once."""
+        return serve_requests(self.engine(*setting), requests)
+
+
+def serve(bench: Bench) -> dict[str, Any]:
+    """Engines end to end."""
+    models, sizes = Models(bench.target, bench.draft), Sizes(128, 1024, 128 * 40, PAGE)
+    bed = Bed(models, sizes, make_executor(models, sizes, WallClock()))
+    found = {"single": _alone(bed, bench), "crowds": {str(n): _crowd(bed, bench, n) for n in CROWDS}}
+    if bench.full:
+        print("  one request, plain, by kernel:")
+        print_kernels(by_kernel(lambda: bed.run((0, 1, 1), requests_of(bench, 1, 256, 40)), 1), 10)
+        print("  64 requests speculating, by kernel:")
+        print_kernels(by_kernel(lambda: bed.run((4, 2, 192), requests_of(bench, 64, 64, 24)), 1), 40)
+    return found
+
+
+def _alone(bed: Bed, bench: Bench) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    plain: list[dict[str, tuple[int, ...]]] = []
+    for depth, width in SINGLE if bench.full else SINGLE[:2]:
+        setting = depth, width, 1 + depth * width
+        bed.run(setting, requests_of(bench, 1, 256, 24))
+        runs = [bed.run(setting, [request]) for request in requests_of(bench, 3, 256, 192)]
+        texts = [text for _, text in runs]
+        plain = plain or texts
+        one = {
+            "tpot_ms": statistics.mean(s.tpot_ms for s, _ in runs),
+            "tokens_a_step": statistics.mean(s.tokens_a_step for s, _ in runs),
+            "same_texts": sum(a == b for a, b in zip(texts, plain, strict=True)),
+            "phases_ms": runs[0][0].phases_ms,
+            "idle": runs[0][0].idle,
+        }
+        found[f"{depth} x {width}"] = one
+        print(f"  one request, {depth} x {width}: {one}")
+    return found
+
+
+def _crowd(bed: Bed, bench: Bench, count: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    plain: dict[str, tuple[int, ...]] = {}
+    for setting in CROWDS[count] if bench.full else CROWDS[count][:2]:
+        bed.run(setting, requests_of(bench, count, 256, 12))
+        served, texts = bed.run(setting, requests_of(bench, count, 256, 192))
+        plain = plain or texts
+        differ = sum(plain[name] != text for name, text in texts.items())
+        name = "{} x {}, {} rows".format(*setting)
+        found[name] = {**vars(served), "tokens_s": served.tokens / served.seconds, "texts_that_differ": differ}
+        print(f"  {count} at once, {name}: {served.tokens / served.seconds:.0f} tokens/s, {differ} texts differ, {served}")
+    return found
+
+
+@torch.inference_mode()
+def long(bench: Bench) -> dict[str, Any]:
+    """Attention over long contexts."""
+    found = {}
+    for rows in (1, 4):
+        found[rows] = _long_attention(bench.target.config, 32, 7000, rows)
+        print(f"  32 x 7,000, {rows} rows each: {found[rows]}")
+        _free()
+    return {"long": found}
+
+
+def _long_attention(config: ModelConfig, n: int, context: int, rows: int) -> dict[str, Any]:
+    each = -(-(context + 8) // PAGE)
+    table = SlotTable(slots=n, length=context + 8, page_size=PAGE, device="cuda", spare_page=n * each)
+    table.pages[:n, :each] = torch.randperm(n * each).view(n, each).cuda()
+    table.known[:] = context
+    layers, tail_start = 4, (n * each + 1) * PAGE
+    shape = (layers, tail_start + (n + 1) * TAIL_ROWS, config.kv_heads, config.head_dim)
+    keys, values = (torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    batch = table.known_batch([Chunk(s, context - rows, rows) for s in range(n)], tail_start)
+    tiles = tile(batch, group=config.heads // config.kv_heads, kv_heads=config.kv_heads, longest=context)
+    q = torch.randn(n * rows, config.heads, config.head_dim, device="cuda", dtype=torch.bfloat16)
+
+    def run() -> None:
+        for layer in range(layers):
+            attend(q, keys[layer], values[layer], replace(batch, tiles=tiles), config.head_dim**-0.5)
+
+    ms = milliseconds(graph_of(run).replay) / layers
+    bandwidth = 2 * n * context * config.kv_heads * config.head_dim * 2 / ms / 1e9
+    return {"ms_a_layer": ms, "tb_s": bandwidth, "splits": tiles.splits}
+
+
+def measured(bench: Bench) -> dict[str, Any]:
+    """What `adaserve profile` measures."""
+    models = Models(bench.target, bench.draft)
+    sizes = Sizes(64, 1024, 64 * 65, PAGE)
+    executor: DeviceExecutor = make_executor(models, sizes, WallClock())
+    profile = measure_profile(models, sizes, executor, "32b", lambda line: print("  " + line, flush=True))
+    budgets = {f"stretch {s}": budget_from(profile, 1, verify_stretch=s).verify for s in (1.2, 1.5, 2.0)}
+    print("  budgets", budgets)
+    return {"profile": profile.to_json(), "budgets": budgets}
+
+
+SECTIONS: dict[str, Callable[[Bench], dict[str, Any]]] = {
+    "floor": floor, "pass": passes, "draft": draft, "serve": serve, "long": long, "profile": measured,
+}  # fmt: skip
+
+
+def _free() -> None:
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def build(args: argparse.Namespace) -> Bench:
+    """Grow the target on the device and make the draft."""
+    begin = time.perf_counter()
+    if args.model is None:
+        small, weights = SMALL, {k: v.bfloat16() for k, v in random_weights(replace(SMALL, layers=args.layers), 0).items()}
+        small = replace(SMALL, layers=args.layers)
+        draw = random.Random(0)
+        texts = [draw.choices(range(small.vocab_size), k=LENGTH)]
+    else:
+        source = ModelSource("small", Format.GGUF, args.model)
+        small, opened = open_model(source)
+        weights = {name: opened[name].bfloat16() for name in opened}
+        tokenizer = load_tokenizer(source)
+        texts = [tokenizer.encode(p) for kind in ("coding", "chat", "summarization") for p in prompts(kind)]
+        random.Random(0).shuffle(texts)
+    shape = SHAPES[args.shape] if args.target_layers is None else replace(SHAPES[args.shape], layers=args.target_layers)
+    config = grown_config(small, shape)
+    grown = GrownWeights(small, weights, config, dtype=torch.bfloat16, device="cuda")
+    target = assemble(config, grown, "grown", dtype=torch.bfloat16, device="cuda", positions=LENGTH)
+    matrices = {k: v.float() for k, v in weights.items() if v.dim() == 2 and k not in (EMBEDDING, HEAD)}
+    noisy = {k: v.bfloat16() for k, v in noisy_copy(matrices, args.noise, 1).items()}
+    draft_model = assemble(small, {**weights, **noisy}, "noisy", dtype=torch.bfloat16, device="cuda", positions=LENGTH)
+    torch.cuda.synchronize()
+    print(f"built in {time.perf_counter() - begin:.1f} s, {torch.cuda.memory_allocated() / 1e9:.1f} GB", flush=True)
+
+    def prompt(number: int, length: int) -> tuple[int, ...]:
+        """The last tokens of prompts one after the other, from prompt `number` on."""
+        tokens: list[int] = []
+        while len(tokens) < length:
+            tokens = texts[number % len(texts)] + tokens
+            number += 1
+        return tuple(tokens[-length:])
+
+    return Bench(target, draft_model, prompt, not args.quick)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="the small model's .gguf file")
+    parser.add_argument("--shape", choices=SHAPES, default="32b")
+    parser.add_argument("--noise", type=float, default=0.1, help="on the draft's weights, in their standard deviations")
+    parser.add_argument("--only", default=",".join(SECTIONS), help="sections, separated by commas")
+    parser.add_argument("--quick", action="store_true", help="fewer points")
+    parser.add_argument("--layers", type=int, default=SMALL.layers, help="of the small model, without --model")
+    parser.add_argument("--target-layers", type=int, help="instead of the shape's own")
+    args = parser.parse_args()
+    found: dict[str, Any] = {"torch": torch.__version__, "device": torch.cuda.get_device_name(), "shape": args.shape}
+    bench = build(args)
+    for name in args.only.split(","):
+        begin = time.perf_counter()
+        try:
+            found |= SECTIONS[name](bench)
+        except Exception as error:  # the other sections may still tell something
+            traceback.print_exc(file=sys.stdout)
+            found[f"{name} failed"] = repr(error)[:300]
+        _free()
+        print(f"{name}: {time.perf_counter() - begin:.0f} s", flush=True)
+    print(json.dumps(found))
+    return 1 if any(key.endswith("failed") for key in found) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
