@@ -6,8 +6,8 @@ from adaserve.cache.pool import KVPool
 from adaserve.clock import Clock
 from adaserve.engine import Engine
 from adaserve.executor.device import DeviceExecutor
-from adaserve.latency import LatencyModel, Profile
 from adaserve.kernels.gpu import KERNEL_DTYPES
+from adaserve.latency import LatencyModel, Profile
 from adaserve.models.decoder import Decoder
 from adaserve.pages import PagePool
 from adaserve.policy.policy import Policy

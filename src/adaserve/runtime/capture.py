@@ -1,6 +1,6 @@
 """Runs functions of tensors: as they are, or on a GPU as CUDA graphs, one for each key.
 
-A step of a large model is a thousand small kernels, and launching them one by one takes the host longer than they take the device.
+A step of a large model is a thousand small kernels: launching them one by one takes the host longer than they take the device.
 """
 
 from collections.abc import Callable, Hashable

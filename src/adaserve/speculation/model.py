@@ -30,9 +30,9 @@ from adaserve.tree import CandidateTree, DraftTree
 class ModelDrafter:
     """Drafts with a decoder and a KV pool of its own; the pool's pages carry the same numbers as the target's.
 
-    passes, capture: how the decoder is run. vocabulary: only the first so many tokens are ever proposed (a multiple of 16), None for all.
-    Tokenizers number tokens in the order in which they were merged, about that of frequency, and a small draft spends most of
-    a pass in its head.
+    passes, capture: how the decoder is run. vocabulary: only the first so many tokens are ever proposed (a multiple of 16), None
+    for all. Tokenizers number tokens in the order in which they were merged, about that of frequency, and a small draft spends
+    most of a pass in its head.
     """
 
     def __init__(
