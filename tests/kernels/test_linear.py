@@ -12,6 +12,7 @@ WAYS = [
     (path, dtype) for path in PATHS if path is not Path.INT8 for dtype in DTYPES if dtype is not torch.float32 or path is Path.FMA
 ]
 """How matrices of plain numbers are multiplied here."""
+NATIVE = pytest.mark.skipif(not PATHS, reason="no native kernels here")
 ROUNDING = {Path.AMX: 2**-8, Path.DOT: 2**-8, Path.INT8: 2**-7, Path.FMA: 2e-6}
 """Of a row's numbers and its sums, relative to the sum of the products' sizes."""
 
@@ -54,11 +55,12 @@ def rounded(x: torch.Tensor, path: Path) -> torch.Tensor:
     return (codes.double() * (most / 127).double()).flatten(1)
 
 
+@NATIVE
 @given(
     rows=st.integers(1, 130),
     outputs=st.integers(1, 150),
     depth=st.integers(1, 200),
-    way=st.sampled_from(WAYS or [(None, torch.float32)]),
+    way=st.sampled_from(WAYS),
     biased=st.booleans(),
     seed=st.integers(0, 99),
 )
@@ -72,24 +74,23 @@ def test_native_equals_its_twin(
     close(found, rounded(x, narrow), weight, bias if biased else None)
 
 
+@NATIVE
 @given(
     rows=st.integers(1, 130),
     outputs=st.integers(1, 150),
     steps=st.integers(1, 6),
     offsets=st.booleans(),
-    path=st.sampled_from(PATHS or [None]),
+    path=st.sampled_from(PATHS),
     biased=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_blocks_equal_their_twin(
-    rows: int, outputs: int, steps: int, offsets: bool, path: Path | None, biased: bool, seed: int
-) -> None:
+def test_blocks_equal_their_twin(rows: int, outputs: int, steps: int, offsets: bool, path: Path, biased: bool, seed: int) -> None:
     """Of the rounded rows, to float32's precision; what rounding rows costs is the next test's."""
     weight = blocks(outputs, steps, offsets, seed)
     x, _, bias = example(rows, outputs, steps * BLOCK, torch.float32, seed)
     linear = Linear(weight, bias if biased else None, path=path)
     exact = weight.dequantize() if path is Path.INT8 else weight.dequantize().bfloat16()
-    used = rounded(x, path) if path else x
+    used = rounded(x, path)
     size = used.abs() @ (weight.codes.abs() * weight.scale.float().abs().repeat_interleave(BLOCK, 1)).double().T
     if weight.offset is not None:
         size += used.abs() @ weight.offset.double().abs().repeat_interleave(BLOCK, 1).T
@@ -170,7 +171,7 @@ def test_stacked_blocks_are_the_products_side_by_side() -> None:
     assert stack([parts[0], blocks(3, 2, False)]) is None
 
 
-@pytest.mark.skipif(not PATHS, reason="no native kernels here")
+@NATIVE
 def test_the_environment_names_a_path(monkeypatch: pytest.MonkeyPatch) -> None:
     for path in PATHS:
         monkeypatch.setenv(CHOICE, path.value)
