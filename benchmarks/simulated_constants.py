@@ -19,7 +19,7 @@ import torch
 from adaserve.bench.runs import Point
 from adaserve.bench.search import AXES, axes_of, climb
 from adaserve.bench.tune import Score
-from adaserve.bench.workloads import Source
+from adaserve.bench.workloads import Source, auto_or_positive
 from adaserve.build import TUNINGS, load_constants
 from adaserve.executor.shipped import profile_named, recording_named
 from adaserve.metrics import RequestResult, summarize
@@ -41,7 +41,9 @@ def main() -> None:
     parser.add_argument("--policies", nargs="+", default=every)
     parser.add_argument("--duration", type=float, default=120.0)
     parser.add_argument("--rate", type=float, default=3.0, help="requests per second at which to begin")
-    parser.add_argument("--ms-scale", type=float, default=1.0)
+    parser.add_argument(
+        "--ms-scale", type=auto_or_positive, default=None, metavar="X|auto", help="multiply targets in ms (default: auto)"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -76,14 +78,17 @@ def main() -> None:
         for trial in climb(start, axes, lambda c, x, p=policy: score_at(p, c, x), GOAL, args.rate, args.rounds):  # type: ignore[misc]
             tried = {name: getattr(trial.constants, name) for name in axes}
             mark = "*" if trial.kept else " "
-            print(f"{policy} {trial.load:g}/s {mark} {trial.score.attainment:.4f} {trial.score.goodput:.0f} {tried}", file=sys.stderr)
+            print(
+                f"{policy} {trial.load:g}/s {mark} {trial.score.attainment:.4f} {trial.score.goodput:.0f} {tried}",
+                file=sys.stderr,
+            )
             sys.stderr.flush()
             if trial.kept:
                 best, load = trial.constants, trial.load
         started["policies"][policy] = {name: getattr(best, name) for name in axes}
         started["source"] = (
             f"benchmarks/simulated_constants.py {args.profile} {' '.join(Path(t).name for t in args.traces)} "
-            f"--acceptance {args.acceptance} --duration {args.duration:g} --ms-scale {args.ms_scale:g}, one policy after the other"
+            f"--acceptance {args.acceptance} --duration {args.duration:g} --rate {args.rate:g}"
         )
         out.write_text(json.dumps(started, indent=1) + "\n", encoding="utf-8")
         print(f"{policy}: {load:g} requests/s, {started['policies'][policy]}", file=sys.stderr, flush=True)

@@ -260,7 +260,10 @@ def fingerprint(config: EngineConfig, source: ModelSource, draft: ModelSource | 
 
 
 def machine_constants(config: EngineConfig, profile: Profile, policy: str | None = None) -> Constants:
-    """A policy's constants, the configured one's unless another is named: from the tuning named, else cached, else shipped for a known model, else from the profile."""
+    """A policy's constants: from the tuning named, else cached, else shipped for a known model, else from the profile.
+
+    policy: None for the configured one.
+    """
     policy = policy or config.policy
     if config.tuning is not None:
         return load_constants(config.tuning, policy)
