@@ -41,12 +41,21 @@ def test_everybody_ends_and_counts() -> None:
 def test_steps_account_for_all_the_time_and_progress_goes_on_while_nothing_runs() -> None:
     heard: list[tuple[StepReport, float]] = []
     seen: list[Progress] = []
-    played = replay(engine(), timed(2, 0.3), seen.append, on_step=lambda report, seconds: heard.append((report, seconds)))
+
+    def idle() -> list[Progress]:
+        return [progress for progress in seen if progress.running == 0 and progress.ended == 1]
+
+    played = replay(
+        engine(),
+        timed(2, 1e6),
+        seen.append,
+        stop=lambda: len(idle()) >= 3,
+        on_step=lambda report, seconds: heard.append((report, seconds)),
+    )
     assert played.totals is not None and len(heard) == played.totals.steps
     assert all(report.outcome is not None and 0 < report.outcome.times.total <= seconds for report, seconds in heard)
     assert sum(seconds for _, seconds in heard) <= played.seconds
-    idle = [progress for progress in seen if progress.running == 0 and progress.ended == 1]
-    assert len(idle) >= 2 and idle[0].seconds < idle[-1].seconds
+    assert idle()[0].seconds < idle()[-1].seconds
 
 
 def test_when_stopped_what_had_arrived_counts_as_unfinished_and_the_engine_is_empty() -> None:
@@ -57,7 +66,8 @@ def test_when_stopped_what_had_arrived_counts_as_unfinished_and_the_engine_is_em
         ended = progress.ended
 
     used = engine()
-    played = replay(used, timed(30, 0.005), count, stop=lambda: ended >= 3)
+    later = [(at if n < 20 else 1e6, request) for n, (at, request) in enumerate(timed(30, 0.005))]
+    played = replay(used, later, count, stop=lambda: ended >= 3)
     finished = [r for r in played.results if r.completed]
     unfinished = [r for r in played.results if not r.completed]
     assert played.stopped and len(finished) >= 3 and len(played.results) < 30
