@@ -55,7 +55,7 @@ from adaserve.policy.adaptive import Constants
 from adaserve.policy.library import Overrides, make_policy
 from adaserve.request import Request, SamplingParams, Targets
 from adaserve.runtime.batch import TAIL_ROWS
-from adaserve.runtime.passes import GraphPasses
+from adaserve.runtime.passes import Ahead, GraphPasses
 from adaserve.runtime.slots import SlotTable
 from adaserve.step import Chunk, Limits, PageGrant, Placement, StepPlan
 from adaserve.workload.prompts import prompts
@@ -181,6 +181,11 @@ def passes(bench: Bench) -> dict[str, Any]:
     runner = GraphPasses(bench.target, pool, pool.tail_start + 64 * TAIL_ROWS)
     runner(table.known_batch([Chunk(s, 0, context) for s in range(64)], pool.tail_start), context)
     found, kernels = {}, []
+    for ahead in (Ahead(24 << 20, 8 << 20), Ahead(40 << 20, 16 << 20), Ahead(12 << 20, 4 << 20), Ahead(30 << 20, 24 << 20)):
+        trial = GraphPasses(bench.target, pool, pool.tail_start + 64 * TAIL_ROWS, ahead)
+        for rows in (1, 64):
+            batch = table.known_batch([Chunk(s, context - 1, 1) for s in range(rows)], pool.tail_start)
+            print(f"  pass, {rows} rows, {ahead}: {milliseconds(partial(trial, batch, context), 10):.2f} ms")
     for rows in (1, 2, 8, 16, 32, 64, 96, 128, 192, 256) if bench.full else (1, 64, 192):
         n = min(rows, 64)
         chunks = [Chunk(s, context - rows // n, rows // n) for s in range(n)]

@@ -115,7 +115,7 @@ def test_tiles_cover_every_row_once(sizes: list[int], group: int, padding: int):
     nothing = torch.zeros(rows, dtype=torch.int64)
     batch = ForwardBatch(nothing, nothing, nothing, nothing, nothing, start, slots, torch.zeros(20, 4), 16, 0)
     tiles: Tiles = tile(batch, group=group, kv_heads=2, longest=100)
-    assert tiles.slot.shape[0] == tile_count(rows, len(sizes), tile_height(rows, group))
+    assert tiles.slot.shape[0] == tile_count(rows, len(sizes), tile_height(rows, len(sizes), group))
     covered = []
     for slot, first, size in zip(tiles.slot.tolist(), tiles.first.tolist(), tiles.rows.tolist(), strict=True):
         assert 0 <= size <= tiles.height

@@ -5,9 +5,8 @@ from torch import Tensor
 
 from adaserve.runtime.batch import ForwardBatch, Tiles
 
-LANES = 64
-"""(row, query head) pairs of a tile where there is much to do; 16 are the fewest that the matrix units take."""
-FEW_ROWS = 512
+FEWEST_LANES, LANES = 16, 64
+"""(row, query head) pairs of a tile: the fewest that the matrix units take, and the most that pay."""
 PROGRAMS = 1056
 """Enough to keep every processor of a large GPU loading: eight for each of 132."""
 SHARE = 256
@@ -18,16 +17,19 @@ MOST_SPLITS = 32
 def tile(batch: ForwardBatch, *, group: int, kv_heads: int, longest: int | None) -> Tiles:
     """Divide a batch. group: query heads a KV head; longest: most context of a row, as the host knows it, or None."""
     rows, groups = batch.prefix.shape[0], batch.slot.shape[0]
-    height = tile_height(rows, group)
+    height = tile_height(rows, groups, group)
     count = tile_count(rows, groups, height)
     reach = batch.pages.shape[1] * batch.page_size if longest is None else longest
     slot, first, size = _tiles(batch.start, batch.slot, height, count)
     return Tiles(slot, first, size, height, splits(count * kv_heads, reach))
 
 
-def tile_height(rows: int, group: int) -> int:
-    """Rows of a tile."""
-    lanes = LANES if group >= 4 or rows > FEW_ROWS else 16
+def tile_height(rows: int, groups: int, group: int) -> int:
+    """Rows of a tile, so that it holds all of a usual group where that is possible."""
+    usual = -(-rows // max(groups, 1))
+    lanes = FEWEST_LANES
+    while lanes < min(usual * group, LANES):
+        lanes *= 2
     return max(1, lanes // group)
 
 

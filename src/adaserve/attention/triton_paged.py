@@ -128,18 +128,23 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, batch: ForwardBatch, tiles: 
         # A row outside of all tiles merges nothing but what it finds here.
         log_mass = torch.empty(rows, heads, splits, dtype=torch.float32, device=q.device)  # [B, H, S]
     wide = max(16, triton.next_power_of_2(head_dim))
-    block = 64 if wide <= 128 else 32
+    block, warps, stages = launch_shape(wide, splits)
     _attend_kernel[(tiles.slot.shape[0], kv_heads, splits)](
         q, keys, values, out, partial, log_mass, tiles.slot, tiles.first, tiles.rows, batch.prefix, batch.mask, batch.pages,
         batch.pages.stride(0), batch.tail_start, scale * 1.4426950408889634,
         batch.page_size, group, kv_heads, head_dim, TAIL_ROWS,
-        splits, tile_lanes(tiles.height, group), block, wide, num_warps=4, num_stages=3,
+        splits, tile_lanes(tiles.height, group), block, wide, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     if splits > 1:
         _merge_kernel[(rows, heads)](
             partial, log_mass, out, heads, head_dim, splits, triton.next_power_of_2(splits), wide, num_warps=1
         )
     return out
+
+
+def launch_shape(wide: int, splits: int) -> tuple[int, int, int]:
+    """Context tokens of a block, warps, and pipeline stages."""
+    return (64 if wide <= 128 else 32), 4, 3
 
 
 def tile_lanes(height: int, group: int) -> int:
