@@ -7,13 +7,13 @@ In lockstep all rows have the same length at any time, so no row needs padding, 
 given token takes it, every other one takes what the target drew.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from adaserve.distill.networks import Network, logits
 from adaserve.distill.rows import Role, Rows, Script
@@ -87,14 +87,14 @@ class BatchWriter:
 
     def write(self, scripts: Sequence[Script], length: int) -> Rows:
         """See Writer."""
-        parts, rows = [], max(1, self._tokens // length)
+        parts = []
+        batches = math.ceil(len(scripts) / max(1, self._tokens // length))
+        rows = math.ceil(len(scripts) / max(1, batches))  # batches of one size: a small last one would take as long
         for start in range(0, len(scripts), rows):
             parts.append(self._play(scripts[start : start + rows], length))
             self._progress(f"wrote {min(start + rows, len(scripts))} of {len(scripts)} rows of {length} tokens")
         return Rows.join(parts)
 
-    # One attention kernel for all lengths: cuDNN's, which may be preferred, is planned anew for each of them.
-    @sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH])
     @torch.inference_mode()
     def _play(self, scripts: Sequence[Script], length: int) -> Rows:
         device = self._target.device
@@ -186,10 +186,7 @@ class _Stage:
 
 
 class _Lockstep:
-    """One decoding step for rows that all have the same length, over keys and values in plain tensors.
-
-    The query heads of a KV group stand as so many rows of one head, so that attention reads every key once.
-    """
+    """One decoding step for rows that all have the same length, over keys and values in plain tensors."""
 
     def __init__(self, target: Network, rows: int, length: int) -> None:
         config, self._target, self._at = target.config, target, 0
@@ -197,6 +194,7 @@ class _Lockstep:
         dtype = target.embedding.dtype
         self._keys = torch.empty(shape, dtype=dtype, device=target.device)  # [layers, n, KH, T, hd]
         self._values = torch.empty(shape, dtype=dtype, device=target.device)  # [layers, n, KH, T, hd]
+        self._attend = _attention_on(target.device)
 
     def __call__(self, token: Tensor) -> Tensor:
         """Read a token [n] of every row; returns the logits after it [n, V]."""
@@ -214,12 +212,30 @@ class _Lockstep:
                 q, k = attention.q_norm(q), attention.k_norm(k)
             keys[:, :, at] = _rotate(k, cos, sin)
             values[:, :, at] = attention.v_proj(x).view(rows, config.kv_heads, config.head_dim)
-            grouped = _rotate(q, cos, sin).view(rows, config.kv_heads, -1, config.head_dim)  # [n, KH, H / KH, hd]
-            attended = functional.scaled_dot_product_attention(grouped, keys[:, :, : at + 1], values[:, :, : at + 1])
+            attended = self._attend(_rotate(q, cos, sin), keys, values, at + 1)  # [n, H, hd]
             residual = residual + attention.o_proj(attended.reshape(rows, -1))
             residual = residual + layer.mlp(layer.post_attention_layernorm(residual))
         self._at += 1
         return logits(body.norm(residual), self._target.head)
+
+
+def attend(query: Tensor, keys: Tensor, values: Tensor, length: int) -> Tensor:
+    """Attend from the only query of every head, [n, H, hd], to the first `length` keys of [n, KH, T, hd].  # [n, H, hd]
+
+    The query heads of a KV group stand as so many rows of one head, so that attention reads every key once.
+    """
+    rows, heads, width = query.shape
+    grouped = query.view(rows, keys.shape[1], -1, width)  # [n, KH, H / KH, hd]
+    attended = functional.scaled_dot_product_attention(grouped, keys[:, :, :length], values[:, :, :length])
+    return attended.reshape(rows, heads, width)
+
+
+def _attention_on(device: torch.device) -> Callable[[Tensor, Tensor, Tensor, int], Tensor]:
+    if device.type != "cuda":
+        return attend
+    from adaserve.distill import triton_attention
+
+    return triton_attention.attend
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
