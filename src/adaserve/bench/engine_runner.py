@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
+from adaserve.bench.recorded_run import RunRecorder, free_path
 from adaserve.bench.replay import Progress, Replay, ReplayFailed, replay, to_requests
 from adaserve.build import Parts
-from adaserve.engine import StepReport
 from adaserve.metrics import RequestResult
 from adaserve.request import Request, SamplingParams
 from adaserve.workload import Workload
@@ -18,7 +19,8 @@ class EngineRunner:
     """A Runner on the built-in engine: the same models, cache, slots and admission in order of arrival for every policy.
 
     Every run starts with an empty cache. A request that is longer than a sequence may be is refused, and so has missed its SLO.
-    baseline: s/token, what relative targets refer to. stop, drain, on_step: as in `replay`.
+    baseline: s/token, what relative targets refer to. stop, drain: as in `replay`.
+    record: folder in which every finished run is written down, for calibrating the simulator.
     """
 
     def __init__(
@@ -30,7 +32,7 @@ class EngineRunner:
         seed: int,
         stop: Callable[[], bool],
         drain: float,
-        on_step: Callable[[StepReport, float], None] = lambda report, seconds: None,
+        record: Path | None = None,
     ) -> None:
         self._parts = parts
         self._baseline = baseline
@@ -38,7 +40,7 @@ class EngineRunner:
         self._seed = seed
         self._stop = stop
         self._drain = drain
-        self._on_step = on_step
+        self._record = record
 
     def __call__(self, policy: str, workload: Workload, on_progress: Callable[[Progress], None]) -> Replay:
         """Play a workload under the named policy."""
@@ -59,10 +61,17 @@ class EngineRunner:
                 if at <= seconds and not self._fits(request)
             )
 
+        recorder = RunRecorder(fitting)
         try:
-            played = replay(engine, fitting, on_progress, self._stop, self._drain, self._on_step)
+            played = replay(engine, fitting, on_progress, self._stop, self._drain, recorder.on_step)
         except ReplayFailed as failed:
             raise ReplayFailed(replace(failed.played, refused=turned_away(failed.played.seconds))) from failed.__cause__
+        if self._record is not None and not played.stopped:
+            sizes = parts.sizes
+            taken = recorder.finish(
+                policy, played, slots=sizes.slots, kv_tokens=sizes.pages * sizes.page_size, page_size=sizes.page_size
+            )
+            taken.save(free_path(self._record, policy))
         return replace(played, refused=turned_away(played.seconds if played.stopped else float("inf")))
 
     def _fits(self, request: Request) -> bool:

@@ -10,6 +10,7 @@ import os
 import sys
 from dataclasses import asdict
 from hashlib import sha256
+from pathlib import Path
 
 from adaserve.bench.about import processor
 from adaserve.bench.workloads import Source, add_workload_options, base_point, points_from, positive, source_from
@@ -55,6 +56,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="time to finish after the last arrival (default: %(default)g s)",
     )
+    group.add_argument(
+        "--record", action="store_true", help="also keep every run's outputs and step times, to calibrate the simulator by"
+    )
     add_engine_options(parser, model=False, policy=False)
 
 
@@ -69,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
 def _engine(args: argparse.Namespace, source: Source, stop: Stop) -> Subject:
     policies = list(dict.fromkeys(args.policy or [DEFAULTS.policy]))
     args.model, args.policy = args.model or DEFAULTS.model, policies[0]
+    if args.record and not args.out:
+        raise InvalidConfig("--record needs a folder: give --out")
     config = engine_config(args)
     check_engine(config)
     from adaserve.bench.engine_runner import EngineRunner
@@ -82,7 +88,13 @@ def _engine(args: argparse.Namespace, source: Source, stop: Stop) -> Subject:
     return Subject(
         baseline=baseline,
         runner=lambda baseline: EngineRunner(
-            parts, baseline=baseline, temperature=args.temperature, seed=args.seed, stop=stop, drain=args.drain
+            parts,
+            baseline=baseline,
+            temperature=args.temperature,
+            seed=args.seed,
+            stop=stop,
+            drain=args.drain,
+            record=Path(args.out) / "recorded" if args.record else None,
         ),
         policies=policies,
         device=f"{parts.description}; {processor()}",

@@ -1,0 +1,87 @@
+"""How far the simulator is from recorded real runs: the same requests, a measured profile, recorded residuals and acceptance."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from adaserve.bench.recorded_run import Figures, RecordedRun
+from adaserve.executor.acceptance import RecordedOutput, Recording, join
+from adaserve.executor.recorder import recorded_output
+from adaserve.latency import Profile
+from adaserve.models.decoder import Decoder
+from adaserve.policy.policy import Policy
+from adaserve.request import Request
+from adaserve.simulate import Machine, simulate
+
+ATTAINMENT_TOLERANCE = 0.03
+TPOT_TOLERANCE = 0.05
+WIDTH = 8
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """One policy: the figures of its real runs, and the simulator's, averaged over its seeds."""
+
+    policy: str
+    real: tuple[Figures, ...]
+    simulated: Figures
+
+    @property
+    def attainment_error(self) -> float:
+        """Simulated less real attainment, the mean of the real runs."""
+        return (self.simulated.attainment or 0.0) - fmean(f.attainment or 0.0 for f in self.real)
+
+    @property
+    def attainment_gap(self) -> float:
+        """How far apart the real runs are."""
+        found = [f.attainment or 0.0 for f in self.real]
+        return max(found) - min(found)
+
+    @property
+    def tpot_error(self) -> float:
+        """Simulated / real median TPOT - 1."""
+        return (self.simulated.tpot_p50_ms or 0.0) / fmean(f.tpot_p50_ms or 0.0 for f in self.real) - 1
+
+    @property
+    def within(self) -> bool:
+        """Attainment within 3 points or twice the gap between the real runs, and TPOT p50 within 5%."""
+        attained = abs(self.attainment_error) <= max(ATTAINMENT_TOLERANCE, 2 * self.attainment_gap)
+        return attained and abs(self.tpot_error) <= TPOT_TOLERANCE
+
+
+def fidelity(
+    runs: Sequence[RecordedRun],
+    policy: Callable[[], Policy],
+    profile: Profile,
+    recording: Recording,
+    seeds: Sequence[int],
+) -> Fidelity:
+    """Simulate what a policy's real runs did, with the residuals of each of them and from each seed on."""
+    found = []
+    for run in runs:
+        machine = Machine(profile, None, run.residuals(profile), run.slots, run.kv_tokens, run.page_size)
+        for seed in seeds:
+            played = simulate(run.timed, policy(), machine, recording, seed=seed)
+            found.append(Figures.of((*played.results, *played.refused)))
+    mean = Figures(fmean(f.attainment or 0.0 for f in found), fmean(f.tpot_p50_ms or 0.0 for f in found))
+    return Fidelity(runs[0].policy, tuple(run.figures for run in runs), mean)
+
+
+def acceptance(run: RecordedRun, draft: Decoder, *, pair: str, temperature: float, vocabulary: int | None) -> Recording:
+    """What the draft would have proposed at every position of a run's outputs; by the law all policies' outputs are the same."""
+    outputs: dict[str, list[RecordedOutput]] = {}
+    for prompt, tokens, name in _distinct([request for _, request in run.timed], run.outputs):
+        output = recorded_output(draft, prompt, tokens, temperature=temperature, width=WIDTH, vocabulary=vocabulary)
+        outputs.setdefault(name, []).append(output)
+    return join(outputs, pair=pair, temperature=temperature, source=f"a real run of {run.policy}")
+
+
+def _distinct(
+    requests: Sequence[Request], outputs: dict[str, tuple[int, ...]]
+) -> list[tuple[tuple[int, ...], tuple[int, ...], str]]:
+    """Prompt, output and class of every different prompt of a class; the longest output of each."""
+    longest: dict[tuple[str, tuple[int, ...]], tuple[int, ...]] = {}
+    for request in requests:
+        key = (str(request.slo_class), request.prompt)
+        longest[key] = max(longest.get(key, ()), outputs[request.id], key=len)
+    return [(prompt, tokens, name) for (name, prompt), tokens in longest.items() if tokens]
