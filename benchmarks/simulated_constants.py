@@ -13,6 +13,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -54,7 +55,7 @@ def main() -> None:
     traces = [read(path) for path in args.traces]
     rates = [len(trace.times) / trace.times[-1] for trace in traces]
     out = args.out or TUNINGS / f"{machine.profile.name}.json"
-    started = (
+    started: dict[str, Any] = (
         json.loads(out.read_text(encoding="utf-8"))
         if out.is_file()
         else {"source": "", "constants": asdict(constants_for(machine.profile, "adaserve")), "policies": {}}

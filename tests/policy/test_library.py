@@ -1,7 +1,12 @@
 """Policies by name: all can be made, overrides reach them, and contradictions are refused."""
 
+import math
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
+from adaserve.build import TUNINGS, load_constants
 from adaserve.errors import InvalidConfig
 from adaserve.policy.adaptive import Constants
 from adaserve.policy.library import MAX_CHAIN, NAMES, Overrides, make_policy
@@ -76,3 +81,38 @@ def test_throughput_differs_from_adaserve_in_selection_alone(decoding: int) -> N
     assert ours.scheduling == theirs.scheduling and ours.discipline == theirs.discipline
     assert type(ours.selection) is not type(theirs.selection)
     assert share("adaserve", decoding) == share("throughput", decoding)
+
+
+def test_baselines_follow_their_constants_and_the_user_before_them() -> None:
+    tuned = replace(CONSTANTS, token_budget=96, batched_tokens=700, level_quantum=5)
+    assert make_policy("sarathi", tuned).scheduling.share(Demand(6, 500)).prompt_rows == 90
+    assert make_policy("sarathi", tuned, Overrides(budget=64)).scheduling.share(Demand(6, 500)).prompt_rows == 58
+    assert make_policy("sarathi", CONSTANTS).scheduling.share(Demand(0, 999)).prompt_rows == 2 * CONSTANTS.verify_rows
+    for name in ("continuous", "spec:4", "specinfer", "priority", "vtc", "fastserve"):
+        assert make_policy(name, tuned).scheduling.share(Demand(0, 999)).prompt_rows == 700
+        assert make_policy(name, tuned, Overrides(chunk_rows=32)).scheduling.share(Demand(0, 999)).prompt_rows == 32
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"token_budget": 1}, {"batched_tokens": 0}, {"level_quantum": 0}, {"level_patience": 0.0}, {"level_patience": math.nan}],
+)
+def test_constants_that_would_stop_a_baseline_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(InvalidConfig):
+        replace(CONSTANTS, **wrong)
+
+
+def test_a_tuning_file_may_say_something_else_for_one_policy(tmp_path: Path) -> None:
+    file = tmp_path / "tuning.json"
+    file.write_text('{"constants": {"verify_rows": 64, "draft_rows": 8}, "policies": {"sarathi": {"token_budget": 96}}}')
+    assert load_constants(file, "adaserve") == Constants(64, 8)
+    assert load_constants(file, "sarathi") == Constants(64, 8, token_budget=96)
+    file.write_text('{"constants": {"verify_rows": 64, "draft_rows": 8}, "policies": {"sarathi": {"speed": 96}}}')
+    with pytest.raises(InvalidConfig, match="speed"):
+        load_constants(file, "sarathi")
+
+
+@pytest.mark.parametrize("shipped", sorted(TUNINGS.glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("name", MADE)
+def test_shipped_constants_make_every_policy(shipped: Path, name: str) -> None:
+    assert make_policy(name, load_constants(shipped, name)).name == name

@@ -22,7 +22,7 @@ class Constants:
     idle_prompt_rows: most prompt rows a step while none does.
     token_budget: rows of a step of `sarathi`; None for 2 B1.
     batched_tokens: most prompt rows of a step that computes prompts alone, vLLM's max_num_batched_tokens.
-    level_quantum, level_patience: iterations that `fastserve` grants in its highest level; seconds after which who starves returns.
+    level_quantum, level_patience: iterations that `fastserve` grants in its highest level; seconds until a starved one returns.
     """
 
     verify_rows: int

@@ -1,0 +1,240 @@
+"""The simulated comparison of docs/results.md: capacities, loads, sensitivity, as tables and plots.
+
+    .venv/bin/python benchmarks/simulated_results.py PART TRACE --profile NAME --out FOLDER [--duration S]
+
+PART is `capacity` (urgent shares, acceptance as recorded and swapped), `loads` (violations and goodput by load, with plots) or
+`sensitivity` (draft quality and cost, constants, order, prompt rows). Every run is kept in FOLDER as it ends: what was cut short
+goes on where it stopped, and a second call only prints. Tables go to stdout in Markdown and to FOLDER/PART.md.
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adaserve.bench.about import commit
+from adaserve.bench.capacity import grid_index, grid_speed
+from adaserve.bench.demo_terminal import Terminal
+from adaserve.bench.experiment import Experiment
+from adaserve.bench.report import write_report
+from adaserve.bench.runs import Point, Run, RunStore
+from adaserve.bench.workloads import Source, auto_or_positive
+from adaserve.clock import WallClock
+from adaserve.executor.shipped import profile_named, recording_named
+from adaserve.latency import Profile
+from adaserve.policy.library import Overrides, make_policy
+from adaserve.policy.policy import Policy
+from adaserve.simulate import Machine, SimulatedRunner, constants_for
+from adaserve.step import Order
+from adaserve.workload import DEMO_MIX, Trace, read
+
+PAPERS = ("continuous", "sarathi", "spec:4", "spec:6", "spec:8")
+POLICIES = ("adaserve", "throughput", *PAPERS)
+SWAP = {"coding": "chat", "chat": "coding"}
+GOALS = (0.95, 0.99)
+Capacities = dict[float, dict[str, float | None]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a table's row changes: the machine, the draft, or the constants of the policies that draft trees."""
+
+    name: str
+    acceptance: str = "smollm2-noise-t0"
+    swap: bool = False
+    draft_cost: float = 1.0
+    constants: tuple[tuple[str, Any], ...] = ()
+    order: Order = Order.NEEDIEST
+    urgent: float | None = None
+
+
+class Bench:
+    """Runs settings on one profile and one trace, keeping every run in a folder."""
+
+    def __init__(self, trace: Trace, profile: Profile, out: Path, duration: float, ms_scale: float | None) -> None:
+        self._trace = trace
+        self.profile = profile
+        self._out = out
+        self._ms_scale = ms_scale
+        self.duration = duration
+        self.commit = commit()
+        self._starts: dict[str, float] = {}
+        out.mkdir(parents=True, exist_ok=True)
+
+    def experiment(self, setting: Setting) -> Experiment:
+        """The experiment of a setting; its runs are found again in the folder."""
+        profile = replace(
+            self.profile,
+            draft_step_ms_by_rows={r: ms * setting.draft_cost for r, ms in self.profile.draft_step_ms_by_rows.items()},
+        )
+        machine = Machine(profile)
+        swap = SWAP if setting.swap else {}
+        conditions = {
+            "profile": profile.to_json(),
+            "trace": self._trace.digest,
+            "duration": None if math.isinf(self.duration) else self.duration,
+            "ms_scale": self._ms_scale,
+            "acceptance": setting.acceptance,
+            "swap": swap,
+            "constants": [repr(self._policy(name, setting)) for name in POLICIES],
+        }
+        return Experiment(
+            source=Source(
+                lambda seed, s: self._trace.requests(DEMO_MIX, seed, s), self.duration, urgent="coding", ms_scale=self._ms_scale
+            ),
+            runner=SimulatedRunner(
+                lambda name: self._policy(name, setting),
+                machine,
+                recording_named(setting.acceptance, 0),
+                seed=0,
+                swap=swap,
+                stop=lambda: False,
+            ),
+            store=RunStore(self._out, conditions, machine.baseline),
+            terminal=Terminal(sys.stderr),
+            clock=WallClock(),
+            stop=lambda: False,
+            commit=self.commit,
+        )
+
+    def capacities(
+        self, setting: Setting, policies: Sequence[str], goals: Sequence[float]
+    ) -> dict[float, dict[str, float | None]]:
+        """Capacity in requests/s by goal and policy."""
+        found: dict[float, dict[str, float | None]] = {goal: {} for goal in goals}
+        experiment = self.experiment(setting)
+        for policy in policies:
+            begin = Point(speed=self._starts.get(policy, 1.0), urgent=setting.urgent)
+            capacity = experiment.capacities([policy], begin, goals)
+            for goal in goals:
+                speed = capacity.speeds[goal].get(policy)
+                found[goal][policy] = None if speed is None else speed * self.rate
+            self._starts[policy] = capacity.speeds[max(goals)].get(policy) or self._starts.get(policy, 1.0)
+        return found
+
+    @property
+    def rate(self) -> float:
+        """The trace's requests per second at speed 1."""
+        return len(self._trace.times) / self._trace.times[-1]
+
+    def _policy(self, name: str, setting: Setting) -> Policy:
+        constants = constants_for(self.profile, name)
+        if name in ("adaserve", "throughput"):
+            constants = replace(constants, **dict(setting.constants))
+        return make_policy(name, constants, Overrides(order=setting.order))
+
+    def report(self, runs: Sequence[Run]) -> None:
+        """Write report.json, report.md and the plots."""
+        write_report(self._out, {"profile": self.profile.name, "commit": self.commit}, f"simulated: {self.profile.name}", runs)
+
+
+def capacity_part(bench: Bench, policies: Sequence[str]) -> str:
+    """Capacity at 95% and 99% by urgent share, acceptance as recorded and swapped."""
+    rows = []
+    for swap in (False, True):
+        for urgent in (0.6, 0.4, 0.2):
+            setting = Setting(f"{urgent:.0%}, {'swapped' if swap else 'recorded'}", swap=swap, urgent=urgent)
+            found = bench.capacities(setting, policies, GOALS)
+            for goal in GOALS:
+                papers = [found[goal][p] or 0.0 for p in policies if p in PAPERS]
+                ratio = (found[goal]["adaserve"] or 0.0) / max(papers) if any(papers) else math.inf
+                rows.append([setting.name, f"{goal:.0%}", *(_rate(found[goal][p]) for p in policies), f"{ratio:.2f}"])
+            print(rows[-2], rows[-1], file=sys.stderr, flush=True)
+    return _table(["urgent, acceptance", "goal", *policies, "adaserve / best of the paper's"], rows)
+
+
+def loads_part(bench: Bench, policies: Sequence[str], rates: Sequence[float]) -> str:
+    """Violations and goodput by load; draws the plots."""
+    experiment = bench.experiment(Setting("as recorded"))
+    points = [Point(speed=grid_speed(grid_index(rate / bench.rate))) for rate in rates]
+    runs = experiment.sweep(policies, points)
+    bench.report(runs)
+    rows = []
+    for point in points:
+        here = {run.policy: run.report for run in runs if run.point == point}
+        missed = {name: 1 - (report.slo_attainment or 0.0) for name, report in here.items()}
+        papers = [name for name in policies if name in PAPERS]
+        fewest, most = min(missed[p] for p in papers), max(here[p].goodput_tokens_per_s for p in papers)
+        ours = here["adaserve"]
+        rows.append(
+            [
+                f"{point.speed * bench.rate:.1f}",
+                *(f"{missed[p]:.1%} / {here[p].goodput_tokens_per_s:.0f}" for p in policies),
+                f"{fewest / missed['adaserve']:.1f}x" if missed["adaserve"] else "none left",
+                f"{ours.goodput_tokens_per_s / most:.2f}x" if most else "-",
+                f"{ours.ttft_p50_ms or 0:.0f} / {ours.ttft_p99_ms or 0:.0f}",
+            ]
+        )
+    heads = [
+        "requests/s",
+        *policies,
+        "violations, best of the paper's / adaserve",
+        "goodput, adaserve / best",
+        "TTFT p50 / p99 ms",
+    ]
+    return _table(heads, rows)
+
+
+def sensitivity_part(bench: Bench) -> str:
+    """Capacity at 95% as one thing after the other changes."""
+    shipped = constants_for(bench.profile, "adaserve")
+    changes = [Setting("as shipped")]
+    changes += [Setting(f"draft top-1 {q:g}", acceptance=f"synthetic:{q:g}") for q in (0.45, 0.6, 0.75, 0.9)]
+    changes += [Setting(f"draft cost x {x:g}", draft_cost=x) for x in (0.5, 2.0, 4.0)]
+    changes += [Setting(f"n_max {n}", constants=(("per_request", n),)) for n in (1, 2, 4, 8)]
+    changes += [Setting(f"c1 {c}", constants=(("depth_offset", c),)) for c in (0, 8, 16)]
+    changes += [Setting(f"c2 {c}, W 3", constants=(("width_offset", c), ("width_max", 3))) for c in (0, 1)]
+    changes += [Setting(f"prompt rows {r}", constants=(("prompt_rows", r),)) for r in (32, 64, 128, 256, 512)]
+    changes += [Setting(f"B1 x {x:g}", constants=(("verify_rows", round(shipped.verify_rows * x)),)) for x in (0.5, 2.0)]
+    changes += [Setting(f"order {order.value}", order=order) for order in (Order.EASIEST, Order.ATTAINABLE)]
+    rows = []
+    for setting in changes:
+        drafts = setting.draft_cost != 1 or setting.acceptance.startswith("synthetic")
+        policies = ["adaserve", "throughput", *(["spec:4"] if drafts or setting.name == "as shipped" else [])]
+        found = bench.capacities(setting, policies, (0.95,))[0.95]
+        rows.append([setting.name, *(_rate(found[p]) if p in found else "" for p in ("adaserve", "throughput", "spec:4"))])
+        print(rows[-1], file=sys.stderr, flush=True)
+    return _table(["changed", "adaserve", "throughput", "spec:4"], rows)
+
+
+def _rate(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("capacity", "loads", "sensitivity"))
+    parser.add_argument("trace", type=Path)
+    parser.add_argument("--profile", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument(
+        "--duration", type=float, default=math.inf, metavar="S", help="send requests for S seconds (default: all)"
+    )
+    parser.add_argument("--ms-scale", type=auto_or_positive, metavar="X|auto", help="multiply targets in ms (default: auto)")
+    parser.add_argument("--policies", nargs="+", default=POLICIES)
+    parser.add_argument("--rates", nargs="+", type=float, default=(2.6, 3.4, 4.2, 4.8, 5.4), help="loads: requests per second")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    bench = Bench(read(args.trace), profile_named(args.profile), args.out, args.duration, args.ms_scale)
+    if args.part == "capacity":
+        table = capacity_part(bench, args.policies)
+    elif args.part == "loads":
+        table = loads_part(bench, args.policies, args.rates)
+    else:
+        table = sensitivity_part(bench)
+    (args.out / f"{args.part}.md").write_text(table, encoding="utf-8")
+    print(table)
+
+
+if __name__ == "__main__":
+    main()
