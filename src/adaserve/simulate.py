@@ -229,4 +229,6 @@ def constants_for(profile: Profile, policy: str) -> Constants:
     if shipped.is_file():
         return load_constants(shipped, policy)
     budgets = budget_from(profile, requests=1)
-    return Constants(verify_rows=budgets.verify, draft_rows=budgets.draft)
+    # Half a pass for prompts: on both built-in profiles a search ended there, and the 32 rows of a CPU starve a GPU's prompts.
+    prompt_rows = max(Constants.prompt_rows, budgets.verify // 2)
+    return Constants(verify_rows=budgets.verify, draft_rows=budgets.draft, prompt_rows=prompt_rows)
