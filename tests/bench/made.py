@@ -16,7 +16,9 @@ def result(name: str, tpot: float, arrived: float = 0.0, kind: str = "coding", t
     """A completed request of 11 tokens whose first came after 0.1 s."""
     first, last = arrived + 0.1, arrived + 0.1 + 10 * tpot
     targets, finish = Targets(target, None), FinishReason.LENGTH
-    return RequestResult(name, kind, targets, arrived, first, last, last, 5, 11, finish, BASELINE, longest_gap=tpot)
+    return RequestResult(
+        name, kind, targets, arrived, first, last, last, 5, 11, finish, BASELINE, 0, tpot, drafted=8, accepted=4, steps=6
+    )
 
 
 def totals() -> StepTotals:

@@ -59,7 +59,7 @@ def test_the_page_and_the_plots(tmp_path: Path) -> None:
         assert words in page, words
     names = {
         "attainment_by_rate.png", "goodput_by_rate.png", "attainment_by_urgent.png", "attainment_by_slo_scale.png",
-        "accepted_by_rate.png", "per_class.png", "tpot.png", "step_time.png", "slack.png",
+        "accepted_by_rate.png", "per_class.png", "tpot.png", "accepted.png", "step_time.png", "slack.png",
     }  # fmt: skip
     assert {path.name for path in tmp_path.glob("*.png")} == names
     assert all(f"]({name})" in page and (tmp_path / name).stat().st_size > 5000 for name in names)

@@ -52,6 +52,11 @@ def _figures(reading: Reading) -> Iterator[tuple[str, str, Callable[[Axes], bool
     place = f" at {describe('', reading.focus[0].point).removeprefix(', ')}" if reading.focus else ""
     yield "per_class.png", f"Attainment by class{place} (Figure 12)", lambda axes: _per_class(axes, reading.focus, colours)
     yield "tpot.png", f"TPOT against its target, by class{place}", lambda axes: _tpot(axes, reading.focus, colours)
+    yield (
+        "accepted.png",
+        f"Accepted draft tokens per request and step, by class{place}",
+        lambda axes: _accepted(axes, reading.focus, colours),
+    )
     yield "step_time.png", f"Where a step's time goes{place} (Figure 14)", lambda axes: _step_time(axes, reading.focus)
     yield "slack.png", f"Slack of each request by its arrival{place}", lambda axes: _slack(axes, reading.focus, colours)
 
@@ -90,15 +95,38 @@ def _families(runs: Sequence[Run], field: str) -> list[list[Run]]:
 
 def _per_class(axes: Axes, runs: Sequence[Run], colours: dict[str, str]) -> bool:
     names = sorted({name for run in runs for name, found in run.report.per_class.items() if found.attainment is not None})
+
+    def attained(run: Run, name: str) -> float:
+        found = run.report.per_class.get(name)
+        return (found.attainment or 0.0) if found else 0.0
+
+    axes.set(ylabel="SLO attainment", ylim=(0, 1.02))
+    return _bars(axes, runs, names, colours, attained)
+
+
+def _accepted(axes: Axes, runs: Sequence[Run], colours: dict[str, str]) -> bool:
+    drafting = [run for run in runs if any(result.drafted for result in run.results)]
+    names = sorted({result.slo_class or NO_CLASS for run in drafting for result in run.results})
+
+    def accepted(run: Run, name: str) -> float:
+        mine = [r for r in run.results if (r.slo_class or NO_CLASS) == name]
+        return sum(r.accepted for r in mine) / max(1, sum(r.steps for r in mine))
+
+    axes.set(ylabel="accepted draft tokens per request and step")
+    return _bars(axes, drafting, names, colours, accepted)
+
+
+def _bars(
+    axes: Axes, runs: Sequence[Run], names: Sequence[str], colours: dict[str, str], height: Callable[[Run, str], float]
+) -> bool:
+    """A group of bars a class, one bar a run."""
     if not names:
         return False
     width = 0.8 / len(runs)
     for index, run in enumerate(runs):
-        heights = [found.attainment or 0.0 if (found := run.report.per_class.get(name)) else 0.0 for name in names]
         places = [place + (index - (len(runs) - 1) / 2) * width for place in range(len(names))]
-        axes.bar(places, heights, width, color=colours[run.policy], label=run.policy)
+        axes.bar(places, [height(run, name) for name in names], width, color=colours[run.policy], label=run.policy)
     axes.set_xticks(range(len(names)), names)
-    axes.set(ylabel="SLO attainment", ylim=(0, 1.02))
     axes.legend(fontsize=8)
     return True
 
