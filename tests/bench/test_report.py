@@ -9,6 +9,7 @@ import pytest
 
 from adaserve.bench.experiment import Capacity
 from adaserve.bench.report import NO_PLOTS, write_report
+from adaserve.bench.report_text import LOOKUP_WARNING
 from adaserve.bench.runs import Point
 from adaserve.errors import InvalidConfig
 from adaserve.metrics import PHASES
@@ -88,3 +89,10 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InvalidConfig, match="cannot write the report"):
         write_report(tmp_path / "file", CONFIG, "a machine", SWEPT)
+
+
+def test_looking_up_beyond_the_end_of_text_is_said(tmp_path: Path) -> None:
+    write_report(tmp_path, CONFIG | {"looks_up_beyond_eos": True}, "a machine", SWEPT)
+    assert LOOKUP_WARNING in (tmp_path / "report.md").read_text()
+    write_report(tmp_path, CONFIG, "a machine", SWEPT)
+    assert LOOKUP_WARNING not in (tmp_path / "report.md").read_text()

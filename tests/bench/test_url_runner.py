@@ -23,12 +23,16 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close
 
 @dataclass
 class Scripted:
-    """A peer. refuses: a field that it answers with 400. usage: whether it counts tokens. dies: after so many completions."""
+    """A peer. refuses: a field that it answers with 400. usage: whether it counts tokens. dies: after so many completions.
+
+    status: of its answer to what it serves.
+    """
 
     refuses: str = ""
     usage: bool = True
     gap: float = 0.01
     dies: int = 10**9
+    status: int = 200
     bodies: list[dict[str, Any]] = field(default_factory=list)
     heads: list[str] = field(default_factory=list)
     url: str = ""
@@ -39,7 +43,7 @@ class Scripted:
             if len(self.bodies) >= self.dies:
                 writer.transport.abort()
             elif head.startswith("get"):
-                self._whole(writer, 200, {"data": [{"id": "small"}, {"id": "large"}]})
+                self._whole(writer, self.status, {"data": [{"id": "small"}, {"id": "large"}]})
             else:
                 length = int(head.partition("content-length:")[2].split()[0])
                 body = json.loads(await reader.readexactly(length))
@@ -177,4 +181,10 @@ def test_nobody_there_and_a_model_that_is_not() -> None:
         serving(Scripted(refuses="prompt")) as peer,
         pytest.raises(InvalidConfig, match="does not complete a text.*unknown field"),
     ):
+        connect(peer.url, None, None, CLOCK)
+
+
+@pytest.mark.parametrize(("status", "words"), [(503, "is not ready, it may still be loading"), (401, "/v1/models answers 401")])
+def test_a_server_that_does_not_say_what_it_serves(status: int, words: str) -> None:
+    with serving(Scripted(status=status)) as peer, pytest.raises(InvalidConfig, match=words):
         connect(peer.url, None, None, CLOCK)

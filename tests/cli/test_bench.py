@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from adaserve.bench.recorded_run import RecordedRun
 from adaserve.cli.main import main
 from tests.server.launch import Server
 from tests.server.tiny import write_model, write_profile
@@ -66,6 +67,7 @@ def test_a_run_per_policy(model: Path, engine: list[str], trace: str, tmp_path: 
         }
         assert entry["per_class"]["0.001ms"]["requests"] == 8
     assert report["config"]["baseline_ms"] == 2.0 and report["config"]["lookup_over_earlier_requests"] is False
+    assert report["config"]["looks_up_beyond_eos"] is True  # the tiny engine drafts by look-up, and the trace ignores ends
     assert "attained" in (tmp_path / "report.md").read_text()
     # The same command finds all of it done.
     status, again, words = bench(capsys, *arguments)
@@ -95,6 +97,7 @@ def test_a_sweep_and_a_capacity(model: Path, engine: list[str], tmp_path: Path, 
         (["--sweep", "load=3"], "a sweep reads like"),
         (["--base-url", "http://127.0.0.1:9"], "no OpenAI-compatible server at http://127.0.0.1:9"),
         (["--beside", "nowhere"], "there are no runs in nowhere"),
+        (["--start", "1e6"], "no request arrives"),
     ],
 )
 def test_wrong_use_is_one_line(
@@ -167,3 +170,17 @@ def test_the_real_server_by_its_url(
         str(tmp_path / "2"),
     )
     assert [entry["policy"] for entry in report["runs"]] == ["adaserve", "ours"]
+
+
+def test_a_recorded_run_can_be_read_again(
+    model: Path, engine: list[str], trace: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [trace, "--model", str(model), *engine, "--duration", "0.6", "--sweep", "seed=0,1", "--policy", "continuous"]
+    status, report, _ = bench(capsys, *arguments, "--record", "--stop-at-eos", "--out", str(tmp_path))
+    assert status == 0 and "looks_up_beyond_eos" not in report["config"]
+    runs = [RecordedRun.load(path) for path in sorted((tmp_path / "recorded").iterdir())]
+    assert len(runs) == 2 and [run.figures.attainment for run in runs] == [entry["slo_attainment"] for entry in report["runs"]]
+    assert runs[0].outputs == runs[1].outputs and all(runs[0].outputs.values())
+    assert all(seconds > 0 for run in runs for _, seconds in run.steps)
+    assert main(["bench", *arguments, "--record"]) == 2
+    assert "--record needs a folder" in capsys.readouterr().err
