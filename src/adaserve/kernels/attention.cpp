@@ -19,7 +19,7 @@ constexpr int SCORE_ROWS = 4, VALUE_ROWS = 2;
 #else
 constexpr int SCORE_ROWS = 8, VALUE_ROWS = 6;
 #endif
-constexpr int64_t AHEAD = 8;  // values fetched so long before use
+constexpr int64_t AHEAD = 24;  // values fetched so long before use
 constexpr int64_t RUN = 64;   // values that all heads take before the next
 constexpr int64_t MANY = 8;   // from so many blocks on, one thread takes all heads of a block
 constexpr int SPAN = 4;  // vectors of a value row at once
@@ -242,12 +242,27 @@ struct Scratch {
     std::vector<const T*> key, value, seen;
 };
 
+// Keys that the next item of this thread will read, fetched while this one's values are added: keys and values alike then
+// come from memory while arithmetic goes on, instead of all at once.
+struct Ahead {
+    const char* keys;
+    const int64_t* page;
+    int64_t page_bytes, left, at;
+
+    void fetch(int64_t bytes) {
+        for (int64_t end = std::max<int64_t>(left - bytes, 0); left > end; left -= 64, at += 64) {
+            if (at >= page_bytes) at = 0, page++;
+            __builtin_prefetch(keys + *page * page_bytes + at, 0, 2);
+        }
+    }
+};
+
 // A block's rows with key-value heads [head, past). Key by key all heads take their part, because heads of a key lie together:
 // the machine then sees runs of memory as long as a page and fetches them by itself.
 template <class T>
 static void attend_item(const float* q, int64_t heads, int64_t kv_heads, int64_t head_dim, const T* keys, const T* values, int64_t head,
                         int64_t past, Block block, const int64_t* prefix, const int64_t* mask, Pages pages, float scale, float* out,
-                        Scratch<T>& s) {
+                        Ahead ahead, Scratch<T>& s) {
     const int64_t shared = heads / kv_heads, rows = block.last - block.first, queries = rows * shared, own = past - head;
     int64_t longest = 0, shortest = prefix[block.first];
     uint64_t any = 0;
@@ -303,8 +318,10 @@ static void attend_item(const float* q, int64_t heads, int64_t kv_heads, int64_t
             for (int i = 0; i < KEYS; i++) key[i] = s.key[c + i] + h * head_dim;
             to_columns(key, head_dim, column);
             for (int i = 0; i < KEYS; i++)
-                for (int64_t b = 0; b < int64_t(head_dim * sizeof(T)); b += 64)
+                for (int64_t b = 0; b < int64_t(head_dim * sizeof(T)); b += 64) {
                     __builtin_prefetch((const char*)(s.key[c + KEYS + i] + h * head_dim) + b, 0, 3);
+                    __builtin_prefetch((const char*)(s.value[c + i] + h * head_dim) + b, 0, 2);  // its turn comes after all keys
+                }
             score_keys(s.query.data() + h * queries * head_dim, queries, head_dim, column, s.score.data() + h * queries * stride + c, stride);
         }
     }
@@ -322,10 +339,13 @@ static void attend_item(const float* q, int64_t heads, int64_t kv_heads, int64_t
             }
 
     // Values that all see; then, row by row, the rest of its prefix and its tail.
+    const int64_t share = ahead.left * RUN / (std::max<int64_t>(shortest, 1) * own) + 64;
     for (int64_t c = 0; c < shortest; c += RUN)
-        for (int64_t h = 0; h < own; h++)
+        for (int64_t h = 0; h < own; h++) {
+            ahead.fetch(share);
             add_values(s.score.data() + h * queries * stride + c, stride, queries, s.value.data() + c, std::min(RUN, shortest - c),
                        h * head_dim, s.out.data() + h * queries * head_dim, head_dim);
+        }
     for (int64_t r = 0; r < rows; r++) {
         s.seen.assign(s.value.begin() + shortest, s.value.begin() + prefix[block.first + r]);
         for (uint64_t left = uint64_t(mask[block.first + r]); left; left &= left - 1)
@@ -361,12 +381,21 @@ static void attend(const float* q, int64_t heads, int64_t kv_heads, int64_t head
         const int64_t height = std::max<int64_t>(1, queries / shared);
         for (int64_t r = start[g]; r < start[g + 1]; r += height) blocks.push_back({r, std::min(r + height, start[g + 1]), slot[g]});
     }
-    const int64_t count = blocks.size(), apart = count < MANY ? kv_heads : 1, together = kv_heads / apart;
-    parallel(count * apart, [&](int64_t i) {
+    const int64_t count = blocks.size(), apart = count < MANY ? kv_heads : 1, together = kv_heads / apart, items = count * apart;
+    const int64_t runs = apart > 1 ? items : std::max(MANY / 2, count / MANY);
+    parallel(runs, [&](int64_t run) {
         static thread_local Scratch<T> scratch;
-        const int64_t head = i % apart * together;
-        attend_item(q, heads, kv_heads, head_dim, keys, values, head, head + together, blocks[i / apart], prefix, mask, pages,
-                    float(scale), out, scratch);
+        const int64_t past = items * (run + 1) / runs;
+        for (int64_t i = items * run / runs; i < past; i++) {
+            const int64_t head = i % apart * together, bytes = kv_heads * head_dim * sizeof(T);
+            Ahead ahead{(const char*)keys, nullptr, pages.size * bytes, 0, 0};
+            if (apart == 1 && i + 1 < past) {
+                ahead.page = pages.table + blocks[i + 1].slot * pages.per_slot;
+                ahead.left = prefix[blocks[i + 1].first] * bytes;
+            }
+            attend_item(q, heads, kv_heads, head_dim, keys, values, head, head + together, blocks[i / apart], prefix, mask, pages,
+                        float(scale), out, ahead, scratch);
+        }
     });
 }
 
