@@ -105,15 +105,14 @@ class Bench:
     def capacities(
         self, setting: Setting, policies: Sequence[str], goals: Sequence[float]
     ) -> dict[float, dict[str, float | None]]:
-        """Capacity in requests/s by goal and policy."""
+        """Capacity by goal and policy, as a multiple of the trace's rate; None where not even the lowest load will do."""
         found: dict[float, dict[str, float | None]] = {goal: {} for goal in goals}
         experiment = self.experiment(setting)
         for policy in policies:
             begin = Point(speed=self._starts.get(policy, 1.0), urgent=setting.urgent)
             capacity = experiment.capacities([policy], begin, goals)
             for goal in goals:
-                speed = capacity.speeds[goal].get(policy)
-                found[goal][policy] = None if speed is None else speed * self.rate
+                found[goal][policy] = capacity.speeds[goal].get(policy)
             self._starts[policy] = capacity.speeds[max(goals)].get(policy) or self._starts.get(policy, 1.0)
         return found
 
@@ -203,7 +202,7 @@ def sensitivity_part(bench: Bench) -> str:
 
 
 def _rate(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
