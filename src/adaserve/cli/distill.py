@@ -11,7 +11,7 @@ from pathlib import Path
 
 EXAMPLES = """examples:
   adaserve distill demo --out draft --write 200000 --steps 200
-  adaserve distill demo --out draft --device cuda --writer batch --writer-tokens 3e6 --write 20e6 --minutes 4
+  adaserve distill demo --out draft --device cuda --writer batch --writer-tokens 3e6 --write 15e6 --minutes 3.5 --rate 2e-3
   adaserve distill ./my-model --layers 2 --prompts prompts.jsonl --texts articles.jsonl --steps 1000 --out my-draft
   adaserve serve ./my-model --draft my-draft
 """
@@ -101,5 +101,6 @@ def run(args: argparse.Namespace) -> int:
         evaluate=args.evaluate_tokens,
     )
     quality = distill(job, clock=WallClock(), say=lambda line: print(line, file=sys.stderr, flush=True))
-    print(json.dumps({name: {"agreement": q.agreement, "coverage": q.coverage} for name, q in quality.items()}))
+    if quality:  # of several processes the first one alone speaks
+        print(json.dumps({name: {"agreement": q.agreement, "coverage": q.coverage} for name, q in quality.items()}))
     return 0

@@ -101,7 +101,10 @@ class Job:
 
 
 def distill(job: Job, *, clock: Clock, say: Callable[[str], None]) -> dict[str, Quality]:
-    """Run a job; returns the draft's quality by class. Raises InvalidConfig, InvalidModel, ModelNotFound or InvalidTrace."""
+    """Run a job; returns the draft's quality by class, nothing in processes beside the first.
+
+    Raises InvalidConfig, InvalidModel, ModelNotFound or InvalidTrace.
+    """
     device = _device(job.device)
     world = World.join(device)
     speak = say if world.is_first else lambda line: None
@@ -127,7 +130,7 @@ def distill(job: Job, *, clock: Clock, say: Callable[[str], None]) -> dict[str, 
     length = min(1024, config.max_positions)
     held_out = evaluation_rows(tokenizer, eos_ids, writer, length, job.evaluate) if world.is_first else None
     before = _quality(draft, held_out, job)
-    checkpoint = Checkpoint(job.out / "checkpoint.safetensors", label)
+    checkpoint = Checkpoint(job.out / "checkpoint.safetensors", job.describe(0, world.size))  # one for all processes
     trainer = Trainer(target, draft, rows, job.recipe, world=world, clock=clock, say=speak, checkpoint=checkpoint)
     progress = trainer.run()
     after = _quality(draft, held_out, job)
