@@ -226,8 +226,9 @@ class LatencyModel:
 
     def added(self, rows: int, most: int, unit: float) -> tuple[float, ...]:
         """What 0, 1, ... `most` further rows add to a pass of the target over `rows` of them, in units of `unit` seconds."""
+        cost = self._verify.run(rows, most)
         scale = self._verify_factor / unit
-        return tuple([scale * (cost - first) for first in (self._verify(rows),) for cost in self._verify.run(rows, most)])
+        return tuple([scale * (c - cost[0]) for c in cost])
 
     def observe(self, shape: StepShape, times: PhaseTimes) -> None:
         """Learn from a measured step. Times that are not finite, or phases that took no time, teach nothing."""

@@ -9,6 +9,8 @@ from adaserve.policy.adaptive import AdaptiveScheduling, Constants
 from adaserve.policy.discipline import FIRST_COME, Discipline
 from adaserve.policy.fair import FairQueue
 from adaserve.policy.levels import LevelTurns, SkipJoin
+from adaserve.policy.plus.assembly import make_plus
+from adaserve.policy.plus.parts import Parts, PlusConstants
 from adaserve.policy.policy import Policy
 from adaserve.policy.prefill_first import PrefillFirst
 from adaserve.policy.queues import RankedQueue
@@ -19,6 +21,7 @@ from adaserve.step import Order
 from adaserve.tree import MAX_NODES
 
 MAX_CHAIN = 16
+PLUS = "adaserve+"
 SPECINFER_DEPTH, SPECINFER_WIDTH = 4, 3
 """The tree of `specinfer` unless the user says otherwise: the smallest that the paper's public scripts let AdaServe draft."""
 
@@ -66,11 +69,17 @@ def _fixed_draft(name: str) -> tuple[int, int] | None:
         return length, 1
     if name not in _MAKERS or name == "spec:K":
         raise InvalidConfig(f"unknown policy {name!r}: choose one of {', '.join(NAMES)}")
-    return None if name in ("adaserve", "throughput", "specinfer") else (0, 1)
+    return None if name in ("adaserve", PLUS, "throughput", "specinfer") else (0, 1)
 
 
 def _adaserve(name: str, constants: Constants, chosen: Overrides) -> Policy:
     return _adaptive(name, constants, chosen, SloSelection())
+
+
+def _plus(name: str, constants: Constants, chosen: Overrides) -> Policy:
+    plus = PlusConstants() if chosen.chunk_rows is None else replace(PlusConstants(), prompt_rows=chosen.chunk_rows)
+    paper = _settled(constants, chosen)
+    return make_plus(name, paper, Parts(), plus, budget=chosen.budget, depth=chosen.depth, width=chosen.width)
 
 
 def _throughput(name: str, constants: Constants, chosen: Overrides) -> Policy:
@@ -78,13 +87,17 @@ def _throughput(name: str, constants: Constants, chosen: Overrides) -> Policy:
 
 
 def _adaptive(name: str, constants: Constants, chosen: Overrides, selection: Selection) -> Policy:
-    settled = replace(
+    settled = _settled(constants, chosen)
+    scheduling = AdaptiveScheduling(settled, chosen.depth, chosen.width)
+    return Policy(name, scheduling, selection, per_request=min(settled.per_request, MAX_NODES), order=chosen.order)
+
+
+def _settled(constants: Constants, chosen: Overrides) -> Constants:
+    return replace(
         constants,
         verify_rows=chosen.budget or constants.verify_rows,
         prompt_rows=chosen.chunk_rows or constants.prompt_rows,
     )
-    scheduling = AdaptiveScheduling(settled, chosen.depth, chosen.width)
-    return Policy(name, scheduling, selection, per_request=min(settled.per_request, MAX_NODES), order=chosen.order)
 
 
 def _continuous(name: str, constants: Constants, chosen: Overrides) -> Policy:
@@ -136,6 +149,7 @@ def _plain(name: str, constants: Constants, chosen: Overrides, discipline: Disci
 
 _MAKERS: dict[str, Callable[[str, Constants, Overrides], Policy]] = {
     "adaserve": _adaserve,
+    PLUS: _plus,
     "throughput": _throughput,
     "continuous": _continuous,
     "sarathi": _sarathi,

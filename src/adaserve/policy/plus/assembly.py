@@ -1,0 +1,29 @@
+"""Puts the parts of `adaserve+` together."""
+
+from adaserve.policy.adaptive import AdaptiveScheduling, Constants
+from adaserve.policy.plus.calibration import Calibration
+from adaserve.policy.plus.parts import Parts, PlusConstants
+from adaserve.policy.plus.scheduling import PlusScheduling
+from adaserve.policy.plus.selection import SurplusSelection
+from adaserve.policy.policy import Policy
+from adaserve.policy.selection import Selection, SloSelection
+from adaserve.tree import MAX_NODES
+
+
+def make_plus(
+    name: str,
+    paper: Constants,
+    parts: Parts,
+    constants: PlusConstants,
+    *,
+    budget: int | None = None,
+    depth: int | None = None,
+    width: int | None = None,
+) -> Policy:
+    """Build `adaserve+` of some parts. paper: what the parts left out go by. budget, depth, width: fixed by the user."""
+    calibration = Calibration()
+    scheduling = PlusScheduling(parts, constants, AdaptiveScheduling(paper, depth, width), calibration, budget)
+    selection: Selection = SloSelection()
+    if parts.calibrated or parts.priced or parts.attaining:
+        selection = SurplusSelection(constants.urgency, calibration if parts.calibrated else None)
+    return Policy(name, scheduling, selection, per_request=min(paper.per_request, MAX_NODES), learner=scheduling)

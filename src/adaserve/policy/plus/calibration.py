@@ -1,0 +1,106 @@
+"""Calibrated acceptance: how often a child was accepted once its parent was, by what the draft said of it.
+
+A table of cells, by source, depth (1, 2, 3 and more) and the draft's conditional probability. Only children whose parent was
+accepted were put to the test, so only they are counted: the others would count as refused for their parent's sake. What a cell
+has seen fades, and weighs against a prior that believes the draft. Within a row the estimates are pooled where they would fall
+with the probability, so that the order of siblings stays the draft's own.
+"""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from adaserve.step import Drafted
+from adaserve.tree import CandidateTree, Source, edge_prob
+
+EDGES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
+DEPTHS = 3
+"""Rows of the table for each source; deeper nodes share the last."""
+
+PRIOR = 16.0
+"""Trials that the prior is worth."""
+
+FADE = 0.998
+"""What a step leaves of earlier ones: about 500 steps are remembered."""
+
+REFIT = 16
+"""Steps between two refits of the estimates."""
+
+
+class Calibration:
+    """Learns the acceptance of edges from verified nodes, and corrects candidate trees by it."""
+
+    def __init__(self) -> None:
+        points = [0.0, *EDGES, 1.0]
+        middle = [(low + high) / 2 for low, high in pairwise(points)]
+        rows = len(Source) * DEPTHS
+        self._said = torch.tensor(middle, dtype=torch.float64)  # [cells], the probability that stands for each cell
+        self._edges = torch.tensor(EDGES, dtype=torch.float64)  # [cells - 1]
+        self._tried = torch.zeros(rows, len(middle), dtype=torch.float64)  # [rows, cells]
+        self._kept = torch.zeros_like(self._tried)
+        self._steps = 0
+        self._estimate = self._fitted()  # [rows, cells + 2], at 0, at the cells' middles, and at 1
+
+    def learn(self, drafted: Drafted) -> None:
+        """Take in a step's verified nodes."""
+        self._tried *= FADE
+        self._kept *= FADE
+        if drafted.depth:
+            reached = torch.tensor(drafted.reached)
+            source, depth = torch.tensor(drafted.source)[reached], torch.tensor(drafted.depth)[reached]
+            prob = torch.tensor(drafted.edge_prob, dtype=torch.float64)[reached]
+            kept = torch.tensor(drafted.accepted)[reached].double()
+            cell = (source * DEPTHS + depth.clamp(max=DEPTHS) - 1) * self._said.shape[0] + torch.bucketize(prob, self._edges)
+            self._tried.view(-1).index_add_(0, cell, torch.ones_like(kept))
+            self._kept.view(-1).index_add_(0, cell, kept)
+        self._steps += 1
+        if self._steps % REFIT == 0:
+            self._estimate = self._fitted()
+
+    def __call__(self, candidates: CandidateTree) -> Tensor:
+        """f of every candidate: the product of the estimates along its path, [n, N] float64; 0 for padding."""
+        said = edge_prob(candidates)  # [n, N]
+        points = pad(pad(self._said, (1, 0)), (0, 1), value=1.0).to(said.device)  # [cells + 2]
+        row = candidates.source * DEPTHS + candidates.depth.clamp(min=1, max=DEPTHS) - 1  # [n, N]
+        left = (torch.bucketize(said, points, right=True) - 1).clamp(0, points.shape[0] - 2)  # [n, N]
+        estimate = self._estimate.to(said.device).view(-1)
+        below = row * points.shape[0] + left
+        low, high = estimate[below], estimate[below + 1]
+        edge = low + (high - low) * (said - points[left]) / (points[left + 1] - points[left])
+        edge = torch.where(candidates.path_prob > 0, edge.clamp(1e-6, 1.0), 0.0)
+        return _along_paths(edge, candidates.parent)
+
+    def table(self) -> Tensor:
+        """The estimates, [sources * DEPTHS, cells], at the cells' middles."""
+        return self._estimate[:, 1:-1]
+
+    def _fitted(self) -> Tensor:
+        """Each cell's posterior mean, made to rise with the probability."""
+        mean = (self._kept + PRIOR * self._said) / (self._tried + PRIOR)  # [rows, cells]
+        rising = torch.tensor([_pooled(m, w) for m, w in zip(mean.tolist(), (self._tried + PRIOR).tolist(), strict=True)])
+        # Towards the ends the estimate goes on as it does beside them.
+        return torch.cat([rising[:, :1], rising, rising[:, -1:]], 1).double()
+
+
+def _along_paths(edge: Tensor, parent: Tensor) -> Tensor:
+    """The product of `edge` [n, N] from the root to every node, by pointer jumping."""
+    prob = pad(edge, (1, 0), value=1.0)  # [n, 1 + N], the root's is 1
+    above = pad(parent + 1, (1, 0))  # [n, 1 + N], the root's parent is itself
+    for _ in range(max(edge.shape[1], 1).bit_length()):
+        prob = prob * prob.gather(1, above)
+        above = above.gather(1, above)
+    return prob[:, 1:]
+
+
+def _pooled(mean: list[float], weight: list[float]) -> list[float]:
+    """The nearest rising sequence (weighted least squares): neighbours that fall are pooled."""
+    blocks: list[tuple[float, float, int]] = []
+    for block in zip(mean, weight, [1] * len(mean), strict=True):
+        m, w, count = block
+        while blocks and blocks[-1][0] > m:
+            before, heavy, many = blocks.pop()
+            m, w, count = (m * w + before * heavy) / (w + heavy), w + heavy, count + many
+        blocks.append((m, w, count))
+    return [m for m, _, count in blocks for _ in range(count)]

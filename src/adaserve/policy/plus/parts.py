@@ -1,0 +1,48 @@
+"""The parts of `adaserve+`, each of which can be left out, and its constants."""
+
+from dataclasses import dataclass, fields
+
+from adaserve.errors import InvalidConfig
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Which parts are in use.
+
+    calibrated: f is what acceptance at such probabilities has been, not what the draft says.
+    priced: depth and nodes follow from what they cost and bring; otherwise the paper's Eq. 8 and 9 and a fixed budget.
+    attaining: the target that a request still can meet is what its tokens are for; otherwise the paper's largest need first.
+    slack_chunks: prompt rows as the running requests' slack allows; otherwise a fixed number.
+    """
+
+    calibrated: bool = True
+    priced: bool = True
+    attaining: bool = True
+    slack_chunks: bool = True
+
+    def without(self, name: str) -> "Parts":
+        """The same with one part left out. Raises InvalidConfig, naming the parts there are."""
+        names = [item.name for item in fields(self)]
+        if name not in names:
+            raise InvalidConfig(f"adaserve+ has no part {name!r}: choose one of {', '.join(names)}")
+        return Parts(**{item: getattr(self, item) and item != name for item in names})
+
+
+@dataclass(frozen=True)
+class PlusConstants:
+    """The numbers of `adaserve+`; docs/method.md says how they were found.
+
+    pace: share of a TPOT target that requests are steered to.
+    urgency: how many other tokens a token is worth that a request needs to be on target.
+    depth_max, width: of the trees.
+    prompt_rows, idle_prompt_rows: most prompt rows a step, while requests decode and while none does.
+    wait_share: share of the time that a request may wait for its first token after which its prompt should be computed.
+    """
+
+    pace: float = 0.95
+    urgency: float = 3.0
+    depth_max: int = 6
+    width: int = 3
+    prompt_rows: int = 128
+    idle_prompt_rows: int = 512
+    wait_share: float = 0.5

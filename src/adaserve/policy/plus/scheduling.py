@@ -1,0 +1,138 @@
+"""Scheduling of `adaserve+`: depth, nodes and prompt rows from what they cost and bring in this very step."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+
+from adaserve.errors import InvalidConfig
+from adaserve.policy.adaptive import AdaptiveScheduling
+from adaserve.policy.plus.calibration import Calibration
+from adaserve.policy.plus.parts import Parts, PlusConstants
+from adaserve.policy.plus.slack import allowed, is_lost, rows_due
+from adaserve.policy.plus.yields import Yields
+from adaserve.policy.policy import Demand, Scene, Share
+from adaserve.request import RequestState
+from adaserve.step import StepOutcome, StepShape
+from adaserve.tree import MAX_NODES
+
+READ_ALONG = 64
+"""Prompt rows where no prompt waits: what a draft model that is behind may read."""
+
+
+class PlusScheduling:
+    """Shares out a step's rows by what they bring; parts that are left out fall back to the paper's rule.
+
+    paper: that rule, and a depth and width that the user fixed. budget: most rows a step, if the user says so.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        constants: PlusConstants,
+        paper: AdaptiveScheduling,
+        calibration: Calibration,
+        budget: int | None = None,
+    ) -> None:
+        self._parts = parts
+        self._constants = constants
+        self._paper = paper
+        self._calibration = calibration
+        self._budget = budget
+        self._yields = Yields(self.deepest)
+
+    @property
+    def deepest(self) -> int:
+        learned = self._parts.priced and self._paper.fixed_depth is None
+        return self._constants.depth_max if learned else self._paper.deepest
+
+    def learn(self, outcome: StepOutcome) -> None:
+        """Take in what a step brought."""
+        self._yields.learn(outcome)
+        if self._parts.calibrated:
+            self._calibration.learn(outcome.drafted)
+
+    def share(self, demand: Demand) -> Share:
+        """Decide the step's rows; the demand must come with its scene."""
+        scene = demand.scene
+        if scene is None:
+            raise InvalidConfig("adaserve+ must see the requests, not only their number")
+        fixed = self._paper.share(demand)
+        spared = self._spared(scene) if self._parts.attaining else frozenset()
+        aim = self._constants.pace if self._parts.attaining else 1.0
+        drafting = sum(s.request.id not in spared for s in scene.decoding)
+        depth, width = fixed.depth, fixed.width
+        if self._parts.priced:
+            width = self._width() if self._paper.fixed_width is None else width
+            depth = self._depth(scene, drafting, width) if self._paper.fixed_depth is None else depth
+            nodes = round(drafting * sum(self._yields.nodes[:depth]))
+        else:
+            nodes = max(0, fixed.budget - demand.decoding - min(fixed.prompt_rows, demand.prompt))
+        prompt_rows = self._prompt_rows(scene, spared, depth, width, nodes) if self._parts.slack_chunks else fixed.prompt_rows
+        if not self._parts.priced:
+            return Share(True, prompt_rows, fixed.budget, depth, width, pace=aim, spared=spared)
+        # Room to verify half as many again as usual: selection stops where nodes cease to pay.
+        most = min(drafting * depth * width, nodes + nodes // 2 + 16)
+        rows = demand.decoding + min(prompt_rows, demand.prompt) + most
+        return Share(
+            decode=True,
+            prompt_rows=prompt_rows,
+            budget=rows if self._budget is None else min(rows, self._budget),
+            depth=depth,
+            width=width,
+            nodes=nodes,
+            pace=aim,
+            spared=spared,
+            token_price=self._yields.seconds_per_token,
+        )
+
+    def _width(self) -> int:
+        return max(1, min(self._constants.width, MAX_NODES // max(self.deepest, 1)))
+
+    def _spared(self, scene: Scene) -> frozenset[str]:
+        best = self._yields.pace
+        return frozenset([s.request.id for s in scene.decoding if is_lost(s, scene.now, best)])
+
+    def _depth(self, scene: Scene, drafting: int, width: int) -> int:
+        """The depth with the largest surplus of tokens over what they cost."""
+        if not drafting:
+            return 0
+        latency, rows = scene.latency, len(scene.decoding) + min(sum(len(s.tokens) - s.computed for s in scene.backlog), 64)
+        plain = latency.predict(StepShape(rows, 0))
+        worth = self._yields.seconds_per_token or plain / max(1, len(scene.decoding))
+        gain = nodes = 0.0
+        best, deepest = 0.0, 0
+        passes: list[int] = []
+        for k in range(self.deepest):
+            gain += drafting * self._yields.accepted[k]
+            nodes += drafting * self._yields.nodes[k]
+            passes.append(drafting * (width if k else 1))
+            cost = latency.predict(StepShape(rows + round(nodes), 0, tuple(passes))) - plain
+            surplus = gain - cost / worth
+            if surplus > best:
+                best, deepest = surplus, k + 1
+        return deepest
+
+    def _prompt_rows(self, scene: Scene, spared: frozenset[str], depth: int, width: int, nodes: int) -> int:
+        """As many prompt rows as leave the running requests on target, and at least those that first tokens wait for."""
+        c = self._constants
+        waiting = sum(len(s.tokens) - s.computed for s in scene.backlog)
+        if not waiting:
+            return READ_ALONG
+        if not scene.decoding:
+            return c.idle_prompt_rows
+        most = min(c.prompt_rows, waiting)
+        rows = len(scene.decoding) + nodes
+        context = sum(len(s.tokens) for s in scene.decoding)
+        passes = (len(scene.decoding), *[len(scene.decoding) * width] * (depth - 1)) if depth else ()
+        base = scene.latency.predict(StepShape(rows, context, passes))
+        gain = 1 + sum(self._yields.accepted[:depth])
+        limit = self._limit(scene.decoding, spared, scene.now, gain)
+        costs = scene.latency.added(rows, most, 1.0)
+        by_slack = most if limit is None else bisect_right(costs, limit - base) - 1
+        due = round(rows_due(scene.backlog, scene.now, scene.latency.baseline, c.wait_share) * (base + costs[max(by_slack, 0)]))
+        return max(1, min(most, max(by_slack, due)))
+
+    def _limit(self, decoding: Sequence[RequestState], spared: frozenset[str], now: float, gain: float) -> float | None:
+        """How long the step may take, by the tightest request that can still attain; None when nobody minds."""
+        aim, usual = self._constants.pace, self._yields.pace or 0.0
+        limits = [t for s in decoding if s.request.id not in spared and (t := allowed(s, now, gain, aim, usual)) is not None]
+        return min(limits, default=None)

@@ -1,0 +1,52 @@
+"""Selection of `adaserve+`: the nodes that bring more than they cost.
+
+A node is worth its f, in tokens, and `urgency` times as much as long as its request is short of its need. Limits.price says
+what so many nodes cost. As f never rises along a path and urgency only ends along it, the best k nodes of the batch are connected
+trees for every k, as in policy/selection.py; the k with the largest surplus is taken, wherever on the staircase it stands.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from adaserve.policy.plus.calibration import Calibration
+from adaserve.policy.selection import Selected
+from adaserve.step import Limits
+from adaserve.tree import MAX_NODES, CandidateTree
+
+
+@dataclass(frozen=True)
+class SurplusSelection:
+    """Take the nodes whose worth exceeds their price by most. calibration: None believes the draft's probabilities."""
+
+    urgency: float
+    calibration: Calibration | None
+
+    def __call__(self, candidates: CandidateTree, need: Tensor, limits: Limits) -> Selected:
+        """Choose by surplus; need [n] float64."""
+        n, columns = candidates.path_prob.shape
+        if n == 0 or columns == 0 or limits.nodes <= 0:
+            nothing = torch.zeros_like(candidates.token, dtype=torch.bool)
+            return Selected(nothing, nothing)
+        f = candidates.path_prob if self.calibration is None else self.calibration(candidates)  # [n, N]
+        prob, column = f.sort(dim=1, descending=True, stable=True)  # [n, N], each request's best first
+        prob = prob[:, :MAX_NODES]  # [n, R], by rank
+        before = pad(prob[:, :-1], (1, 0), value=1.0).cumsum(1)  # [n, R], tokens expected without the node
+        short = before < need.clamp(max=limits.depth + 1)[:, None]  # [n, R]
+        worth = torch.where(short, prob * self.urgency, prob)  # [n, R]
+        # Rank-major, so that of equals the request with fewer nodes comes first.
+        best, flat = worth.t().flatten().sort(descending=True, stable=True)  # [R * n]
+        best, flat = best[: limits.nodes], flat[: limits.nodes]  # [K]
+        bought = best > 0
+        if limits.price:
+            price = torch.tensor(limits.price, dtype=torch.float64, pin_memory=f.is_cuda).to(f.device, non_blocking=True)
+            surplus = pad(best.cumsum(0), (1, 0)) - price[: best.shape[0] + 1]  # [K + 1], of the k best
+            bought = bought & (torch.arange(best.shape[0], device=f.device) < surplus.argmax())
+        total = torch.zeros(n, dtype=torch.int64, device=f.device).scatter_add_(0, flat % n, bought.long())  # [n]
+        rank = torch.arange(columns, device=f.device)  # [N]
+        taken = rank < total[:, None]  # [n, N] by rank
+        chosen = torch.zeros_like(taken).scatter_(1, column, taken)
+        for_need = torch.zeros_like(taken).scatter_(1, column, taken & pad(short, (0, columns - short.shape[1])))
+        return Selected(chosen, for_need)

@@ -1,0 +1,62 @@
+"""What drafting brings: tokens and nodes per depth, and what a token is worth in seconds. Learned from every step."""
+
+from collections import Counter
+from itertools import compress
+
+from adaserve.step import StepOutcome
+
+RATE = 0.05
+"""How far a depth's estimates move towards what one step brought."""
+
+FADE = 0.98
+"""What a step leaves of earlier ones in the rate of tokens: about 50 steps count."""
+
+FIRST, NEXT = 0.6, 0.75
+"""Before anything was measured: the first token of a draft is accepted this often, each further one if the one before was."""
+
+
+class Yields:
+    """Running estimates, per request that drafts.
+
+    accepted[k], nodes[k]: draft tokens accepted and nodes verified at depth k + 1.
+    """
+
+    def __init__(self, deepest: int) -> None:
+        self.accepted = [FIRST * NEXT**k for k in range(deepest)]
+        self.nodes = [1.5] * deepest
+        self._tokens = 0.0
+        self._seconds = 0.0
+        self._steps = 0.0
+        self._members = 0.0
+        self._gained = 0.0
+
+    @property
+    def seconds_per_token(self) -> float | None:
+        """How long the engine took for a token of the whole batch of late, prompts and all; None before it made any."""
+        return self._seconds / self._tokens if self._tokens else None
+
+    @property
+    def pace(self) -> float | None:
+        """How long a decoding request took for a token of late; None before any did."""
+        return None if not self._members else (self._seconds / self._steps) / max(1.0, self._gained / self._members)
+
+    def learn(self, outcome: StepOutcome) -> None:
+        """Take in a step."""
+        plan, drafted = outcome.plan, outcome.drafted
+        gained = sum(map(len, outcome.tokens))
+        self._tokens = FADE * self._tokens + gained + len(outcome.first_tokens)
+        self._seconds = FADE * self._seconds + outcome.times.total
+        self._steps = FADE * self._steps + 1
+        self._members = FADE * self._members + len(outcome.tokens)
+        self._gained = FADE * self._gained + gained
+        verified, accepted = Counter(drafted.depth), Counter(compress(drafted.depth, drafted.accepted))
+        rooms = [most for most, chunk in zip(plan.room, plan.drafting, strict=True) if chunk is not None]
+        for k in range(min(plan.depth, len(self.accepted))):
+            able = sum(most > k for most in rooms)
+            if able:
+                self.accepted[k] += RATE * (accepted[k + 1] / able - self.accepted[k])
+                self.nodes[k] += RATE * (verified[k + 1] / able - self.nodes[k])
+        # What was not tried is guessed from what was: no depth brings more than the one above it.
+        for k in range(max(plan.depth, 1), len(self.accepted)):
+            before, last = self.accepted[k - 1], self.accepted[k]
+            self.accepted[k] = min(before, last + RATE * (before * NEXT - last))
