@@ -56,13 +56,14 @@ class Setting:
 class Bench:
     """Runs settings on one profile and one trace, keeping every run in a folder."""
 
-    def __init__(self, trace: Trace, profile: Profile, out: Path, duration: float, ms_scale: float | None) -> None:
+    def __init__(self, trace: Trace, profile: Profile, out: Path, duration: float, ms_scale: float | None, start: float) -> None:
         self._trace = trace
         self.profile = profile
         self._out = out
         self._ms_scale = ms_scale
         self.duration = duration
         self.commit = commit()
+        self._start = start
         self._starts: dict[str, float] = {}
         out.mkdir(parents=True, exist_ok=True)
 
@@ -109,11 +110,11 @@ class Bench:
         found: dict[float, dict[str, float | None]] = {goal: {} for goal in goals}
         experiment = self.experiment(setting)
         for policy in policies:
-            begin = Point(speed=self._starts.get(policy, 1.0), urgent=setting.urgent)
+            begin = Point(speed=self._starts.get(policy, self._start), urgent=setting.urgent)
             capacity = experiment.capacities([policy], begin, goals)
             for goal in goals:
                 found[goal][policy] = capacity.speeds[goal].get(policy)
-            self._starts[policy] = capacity.speeds[max(goals)].get(policy) or self._starts.get(policy, 1.0)
+            self._starts[policy] = capacity.speeds[max(goals)].get(policy) or self._starts.get(policy, self._start)
         return found
 
     @property
@@ -132,11 +133,11 @@ class Bench:
         write_report(self._out, {"profile": self.profile.name, "commit": self.commit}, f"simulated: {self.profile.name}", runs)
 
 
-def capacity_part(bench: Bench, policies: Sequence[str]) -> str:
+def capacity_part(bench: Bench, policies: Sequence[str], shares: Sequence[float]) -> str:
     """Capacity at 95% and 99% by urgent share, acceptance as recorded and swapped."""
     rows = []
     for swap in (False, True):
-        for urgent in (0.6, 0.4, 0.2):
+        for urgent in shares:
             setting = Setting(f"{urgent:.0%}, {'swapped' if swap else 'recorded'}", swap=swap, urgent=urgent)
             found = bench.capacities(setting, policies, GOALS)
             for goal in GOALS:
@@ -194,7 +195,7 @@ def sensitivity_part(bench: Bench) -> str:
     rows = []
     for setting in changes:
         drafts = setting.draft_cost != 1 or setting.acceptance.startswith("synthetic")
-        policies = ["adaserve", "throughput", *(["spec:4"] if drafts or setting.name == "as shipped" else [])]
+        policies = ["adaserve", *(["throughput", "spec:4"] if drafts or setting.name == "as shipped" else [])]
         found = bench.capacities(setting, policies, (0.95,))[0.95]
         rows.append([setting.name, *(_rate(found[p]) if p in found else "" for p in ("adaserve", "throughput", "spec:4"))])
         print(rows[-1], file=sys.stderr, flush=True)
@@ -221,12 +222,14 @@ def main() -> None:
     )
     parser.add_argument("--ms-scale", type=auto_or_positive, metavar="X|auto", help="multiply targets in ms (default: auto)")
     parser.add_argument("--policies", nargs="+", default=POLICIES)
+    parser.add_argument("--urgent", nargs="+", type=float, default=(0.6, 0.4, 0.2), help="capacity: shares of urgent requests")
+    parser.add_argument("--start", type=float, default=1.0, help="where searches begin, as a multiple of the trace's rate")
     parser.add_argument("--rates", nargs="+", type=float, default=(2.6, 3.4, 4.2, 4.8, 5.4), help="loads: requests per second")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    bench = Bench(read(args.trace), profile_named(args.profile), args.out, args.duration, args.ms_scale)
+    bench = Bench(read(args.trace), profile_named(args.profile), args.out, args.duration, args.ms_scale, args.start)
     if args.part == "capacity":
-        table = capacity_part(bench, args.policies)
+        table = capacity_part(bench, args.policies, args.urgent)
     elif args.part == "loads":
         table = loads_part(bench, args.policies, args.rates)
     else:
