@@ -2,13 +2,16 @@
 
 The physics of one pass over a decoder's layers:
 
-    bytes  = parameters * 2 (bfloat16), read once however many rows there are      -> seconds >= bytes / memory bandwidth
-    FLOPs  = parameters * 2 * rows, float32 fused multiply-adds (2 per lane)       -> seconds >= FLOPs / peak
+    bytes  = parameters * 2 (bfloat16) or 0.625 (blocks of 4 bits), read once however many rows there are
+                                                                                   -> seconds >= bytes / memory bandwidth
+    FLOPs  = parameters * 2 * rows; a lane and instruction do 2 (float32), 4 (bfloat16 pairs) or 8 of them (bytes; 8 instructions
+             and 3 more for a block's scale and offset)                            -> seconds >= FLOPs / peak
     KV     = requests * context * 2 * KV heads * head dim * bytes of the pool's dtype, read once per layer by a request's rows
 
 A few rows are bound by bandwidth, so that 8 rows cost little more than 1: that is what speculation lives on. Then the peak takes
-over. On an Ice Lake server with 2 cores: 20 to 22 GB/s, and 2 cores * 2.8 GHz * 2 units * 16 lanes * 2 = 358 GFLOP/s on paper,
-about 300 under load. SmolLM2-135M: 106 M parameters in its layers (212 MB), 28 M in its head (56 MB).
+over. Products are measured on every path that the machine has, of blocks (Q4_1, the head Q8_0) and of bfloat16. SmolLM2: 106 M
+parameters in its layers (66 MB in Q4_1, 212 MB in bfloat16), 28 M in its head (30 MB in Q8_0). On a Zen 4 core, one 512-bit
+product of either kind a cycle: 190 GFLOP/s of bfloat16 pairs or 300 of bytes at 3.2 GHz, and 32 GB/s read by one core alone.
 
 Every line is the minimum and the median of `--repeats` runs; torch's own products alternate with ours, so that a busy machine
 disturbs both. The last line is one JSON object.
@@ -28,9 +31,10 @@ from torch.nn import functional
 
 from adaserve.attention.paged import attend
 from adaserve.kernels.gate import silu_mul
-from adaserve.kernels.linear import Linear
-from adaserve.kernels.native import native_status
+from adaserve.kernels.linear import Linear, Path, available_paths, products_status
+from adaserve.kernels.native import native_status, use_threads
 from adaserve.kernels.norm import add_rms_norm
+from adaserve.kernels.quantized import BLOCK, QuantizedWeight
 from adaserve.kernels.rotary import RotaryTable, rotate_and_store
 from adaserve.kernels.top import top_tokens
 from adaserve.runtime.batch import TAIL_ROWS, ForwardBatch
@@ -65,34 +69,45 @@ def show(label: str, found: dict[str, list[float]], note: str = "") -> dict[str,
     return {name: round(min(ms), 4) for name, ms in found.items()}
 
 
-def products(rows: int, repeats: int, layers: list[list[Linear]], weights: list[list[list[Tensor]]]) -> dict[str, float]:
-    """All matrix products of one pass through the layers."""
+def blocks(outputs: int, depth: int, bits: int) -> QuantizedWeight:
+    """Random blocks: of 4 bits with offsets, as Q4_1, or of 8 without, as Q8_0."""
+    scale = torch.rand(outputs, depth // BLOCK).half() * 0.01
+    if bits == 8:
+        return QuantizedWeight(torch.randint(-127, 128, (outputs, depth), dtype=torch.int8), scale, None)
+    return QuantizedWeight(torch.randint(0, 16, (outputs, depth), dtype=torch.uint8), scale, scale * -8)
+
+
+Layers = list[list[Linear]]
+
+
+def products(rows: int, repeats: int, ours: dict[str, Layers], torchs: dict[str, list[list[Tensor]]]) -> dict[str, float]:
+    """All matrix products of one pass through the layers, by every path of ours and by torch."""
     xs = [torch.randn(rows, depth) for _, depth in SHAPES]
 
-    def ours() -> None:
-        for layer in layers:
-            for linear, x in zip(layer, xs, strict=True):
-                linear(x)
+    def native(layers: Layers) -> Callable[[], None]:
+        def run() -> None:
+            for layer in layers:
+                for linear, x in zip(layer, xs, strict=True):
+                    linear(x)
 
-    def torchs(kind: int) -> Callable[[], None]:
-        inputs = [x.to(weights[kind][0][0].dtype) for x in xs]
+        return run
+
+    def plain(layers: list[list[Tensor]]) -> Callable[[], None]:
+        inputs = [x.to(layers[0][0].dtype) for x in xs]
 
         def run() -> None:
-            for layer in weights[kind]:
+            for layer in layers:
                 for weight, x in zip(layer, inputs, strict=True):
                     functional.linear(x, weight)
 
         return run
 
-    runs: dict[str, Callable[[], object]] = {"native bf16": ours, "torch fp32": torchs(1)}
-    if rows <= 32:
-        runs["torch bf16"] = torchs(0)
+    runs: dict[str, Callable[[], object]] = {name: native(layers) for name, layers in ours.items()}
+    runs |= {name: plain(layers) for name, layers in torchs.items() if rows <= 32}
     found = times(runs, repeats)
-    best = min(found["native bf16"]) / 1e3
-    flops, size = 2 * rows * LAYERS * LAYER_PARAMETERS, 2 * LAYERS * LAYER_PARAMETERS
-    return show(
-        f"products of {LAYERS} layers, {rows} rows", found, f"{size / best / 1e9:5.1f} GB/s {flops / best / 1e9:5.0f} GFLOP/s"
-    )
+    fastest = min(min(found[name]) for name in ours) / 1e3
+    flops = 2 * rows * LAYERS * LAYER_PARAMETERS
+    return show(f"products of {LAYERS} layers, {rows} rows", found, f"{flops / fastest / 1e9:5.0f} GFLOP/s")
 
 
 def requests(count: int, nodes: int, context: int) -> ForwardBatch:
@@ -178,6 +193,22 @@ def head(rows: int, repeats: int, linear: Linear) -> dict[str, float]:
     return show(f"head and ranking, {rows} rows", times(runs, repeats))
 
 
+def layer_products(rows: list[int], repeats: int, threads: int) -> dict[int, dict[str, float]]:
+    """Products by every path, and by torch with all its threads."""
+    narrow = [[torch.randn(*shape).bfloat16() for shape in SHAPES] for _ in range(LAYERS)]
+    wide = [[weight.float() for weight in layer] for layer in narrow]
+    small = [[blocks(*shape, 4) for shape in SHAPES] for _ in range(LAYERS)]
+    ours: dict[str, Layers] = {}
+    for path in available_paths():
+        ours[f"{path.value}, blocks"] = [[Linear(weight, path=path) for weight in layer] for layer in small]
+        if path is not Path.INT8:
+            ours[f"{path.value}, bfloat16"] = [[Linear(weight, path=path) for weight in layer] for layer in narrow]
+    torch.set_num_threads(threads)
+    found = {count: products(count, repeats, ours, {"torch fp32": wide, "torch bf16": narrow}) for count in rows}
+    use_threads(threads)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default="1,2,4,8,12,16,32,64,96,128")
@@ -188,20 +219,18 @@ def main() -> None:
     repeats = 3 if arguments.quick else arguments.repeats
 
     torch.manual_seed(0)
-    print(f"native kernels {native_status()}; minimum / median in ms")
+    threads = torch.get_num_threads()
+    print(f"native kernels {native_status()}; products: {products_status()}; minimum / median in ms")
     memory = torch.ones(64 << 20)  # 256 MiB
     reading = times({"sum of 268 MB": memory.sum}, repeats)
     bandwidth = memory.nbytes / min(reading["sum of 268 MB"]) / 1e6
     show("memory", reading, f"{bandwidth:5.1f} GB/s")
     del memory
 
-    narrow = [[torch.randn(*shape).bfloat16() for shape in SHAPES] for _ in range(LAYERS)]
-    wide = [[weight.float() for weight in layer] for layer in narrow]
-    layers = [[Linear(weight) for weight in layer] for layer in narrow]
-    report: dict[str, object] = {"bandwidth_gb_s": round(bandwidth, 1), "threads": torch.get_num_threads()}
-    report["products"] = {count: products(count, repeats, layers, [narrow, wide]) for count in rows}
-    del narrow, wide, layers
-    final = Linear(torch.randn(VOCABULARY, HIDDEN).bfloat16())
+    use_threads(threads)
+    report: dict[str, object] = {"bandwidth_gb_s": round(bandwidth, 1), "threads": threads, "products_by": products_status()}
+    report["products"] = layer_products(rows, repeats, threads)
+    final = Linear(blocks(VOCABULARY, HIDDEN, 8))
     report["head"] = {count: head(count, repeats, final) for count in rows if count <= 96}
     report["between"] = {count: small(count, repeats) for count in rows}
     cases = [(1, 0, 200), (1, 3, 200), (8, 3, 200), (32, 0, 200), (32, 2, 200)]
