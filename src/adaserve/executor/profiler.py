@@ -107,9 +107,9 @@ class Profiler:
             )
         # The curves are for no context at all; what the short one cost comes off, but never more than half.
         return Curves(
-            verify={rows: max(t - slope * short * min(rows, self._slots), t / 2) for rows, t in verify.items()},
+            verify={rows: max(t - slope * short * min(rows, self._slots), t / 2) for rows, t in never_falling(verify).items()},
             attention=slope,
-            draft={rows: max(t - draft_slope * short * rows, t / 2) for rows, t in draft.items()},
+            draft={rows: max(t - draft_slope * short * rows, t / 2) for rows, t in never_falling(draft).items()},
             draft_attention=draft_slope,
             overhead=overhead,
             spread=median(spreads),
@@ -174,3 +174,8 @@ class Profiler:
             path_prob=torch.where(real, 0.5, 0.0).double(),
             source=torch.zeros(shape, dtype=torch.int64, device=self._device),
         )
+
+
+def never_falling(curve: Mapping[int, float]) -> dict[int, float]:
+    """Step times by rows without the disturbances that can be told: a pass costs no more than one of more rows, padding would do."""
+    return {rows: min(time for more, time in curve.items() if more >= rows) for rows in curve}
