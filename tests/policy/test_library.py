@@ -14,7 +14,7 @@ from adaserve.policy.policy import Demand
 
 CONSTANTS = Constants(verify_rows=256, draft_rows=192)
 MADE = [name.replace("K", "4") for name in NAMES]
-FREE = ("adaserve", "throughput", "specinfer")
+FREE = ("adaserve", "adaserve+", "throughput", "specinfer")
 
 
 def share(name: str, decoding: int, prompt: int = 0, **overrides: int):

@@ -12,7 +12,7 @@ from adaserve.scheduling.scheduler import Drafting, Progress, Scheduler
 from adaserve.step import Drafted, PhaseTimes, StepOutcome, StepPlan, StepShape
 from tests.engines import PROFILE
 
-POLICIES = ("adaserve", "throughput", "continuous", "sarathi", "spec:3", "specinfer", "priority", "fastserve", "vtc")
+POLICIES = ("adaserve", "adaserve+", "throughput", "continuous", "sarathi", "spec:3", "specinfer", "priority", "fastserve", "vtc")
 CONSTANTS = Constants(verify_rows=24, draft_rows=8, prompt_rows=6, idle_prompt_rows=12)
 
 

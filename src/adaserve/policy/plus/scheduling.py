@@ -3,7 +3,6 @@
 from bisect import bisect_right
 from collections.abc import Sequence
 
-from adaserve.errors import InvalidConfig
 from adaserve.policy.adaptive import AdaptiveScheduling
 from adaserve.policy.plus.calibration import Calibration
 from adaserve.policy.plus.parts import Parts, PlusConstants
@@ -51,11 +50,10 @@ class PlusScheduling:
             self._calibration.learn(outcome.drafted)
 
     def share(self, demand: Demand) -> Share:
-        """Decide the step's rows; the demand must come with its scene."""
-        scene = demand.scene
+        """Decide the step's rows; by the paper's rule where only the counts are known."""
+        scene, fixed = demand.scene, self._paper.share(demand)
         if scene is None:
-            raise InvalidConfig("adaserve+ must see the requests, not only their number")
-        fixed = self._paper.share(demand)
+            return fixed
         spared = self._spared(scene) if self._parts.attaining else frozenset()
         aim = self._constants.pace if self._parts.attaining else 1.0
         drafting = sum(s.request.id not in spared for s in scene.decoding)

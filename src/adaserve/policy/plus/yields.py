@@ -11,6 +11,9 @@ RATE = 0.05
 FADE = 0.98
 """What a step leaves of earlier ones in the rate of tokens: about 50 steps count."""
 
+HOPE = 0.0005
+"""How far the estimate of a draft that is not used moves back to the first guess in a step."""
+
 FIRST, NEXT = 0.6, 0.75
 """Before anything was measured: the first token of a draft is accepted this often, each further one if the one before was."""
 
@@ -56,7 +59,10 @@ class Yields:
             if able:
                 self.accepted[k] += RATE * (accepted[k + 1] / able - self.accepted[k])
                 self.nodes[k] += RATE * (verified[k + 1] / able - self.nodes[k])
-        # What was not tried is guessed from what was: no depth brings more than the one above it.
+        # What was not tried is guessed from what was: no depth brings more than the one above it, and a draft that was given up
+        # gets another chance in time.
+        if plan.depth == 0 and self.accepted:
+            self.accepted[0] += HOPE * (FIRST - self.accepted[0])
         for k in range(max(plan.depth, 1), len(self.accepted)):
             before, last = self.accepted[k - 1], self.accepted[k]
             self.accepted[k] = min(before, last + RATE * (before * NEXT - last))
