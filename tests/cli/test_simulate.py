@@ -1,0 +1,48 @@
+"""`adaserve simulate` as a user types it: the same figures every time, tuned constants, and one line for what is wrong."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adaserve.cli.main import main
+
+SHORT = ["simulate", "generated", "--duration", "6", "--rate", "4", "--profile", "a100x4-70b", "--acceptance", "smollm2-noise-t0"]
+
+
+def simulated(capsys: pytest.CaptureFixture[str], out: Path, *more: str) -> dict[str, Any]:
+    assert main([*SHORT, "--out", str(out), *more]) == 0
+    report: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    return report
+
+
+def test_the_same_command_brings_the_same_figures_each_policy_with_its_own_constants(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    first = simulated(capsys, tmp_path / "a", "--policy", "adaserve", "sarathi")
+    assert simulated(capsys, tmp_path / "b", "--policy", "adaserve", "sarathi")["runs"] == first["runs"]
+    assert [run["policy"] for run in first["runs"]] == ["adaserve", "sarathi"]
+    assert all(run["requests"] == run["completed"] > 0 for run in first["runs"])
+    made = first["config"]["policies"]
+    assert "verify_rows=160" in made["adaserve"] and "token_budget=64" in made["sarathi"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (["--profile", "b200"], "a100x4-70b, h200-32b"),
+        (["--acceptance", "guess"], "smollm2-noise-t0"),
+        (["--acceptance", "synthetic:high"], "synthetic:0.7"),
+        (["--policy", "best"], "choose one of adaserve"),
+        (["--swap-acceptance", "coding=poetry"], "coding=chat"),
+        (["--sweep", "load=1,2"], "rate=0.8"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, wrong: list[str], says: str
+) -> None:
+    assert main([*SHORT, "--out", str(tmp_path / "out"), *wrong]) != 0
+    error = capsys.readouterr().err
+    assert says in error and len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
