@@ -27,6 +27,7 @@ from adaserve.bench.workloads import Source, auto_or_positive
 from adaserve.clock import WallClock
 from adaserve.executor.shipped import profile_named, recording_named
 from adaserve.latency import Profile
+from adaserve.metrics import PolicyReport
 from adaserve.policy.library import Overrides, make_policy
 from adaserve.policy.policy import Policy
 from adaserve.simulate import Machine, SimulatedRunner, constants_for
@@ -180,8 +181,8 @@ def loads_part(bench: Bench, policies: Sequence[str], rates: Sequence[float]) ->
     return _table(heads, rows)
 
 
-def sensitivity_part(bench: Bench) -> str:
-    """Capacity at 95% as one thing after the other changes."""
+def sensitivity_part(bench: Bench, speed: float) -> str:
+    """Attainment and goodput at one load as one thing after the other changes."""
     shipped = constants_for(bench.profile, "adaserve")
     changes = [Setting("as shipped")]
     changes += [Setting(f"draft top-1 {q:g}", acceptance=f"synthetic:{q:g}") for q in (0.45, 0.6, 0.75, 0.9)]
@@ -196,10 +197,15 @@ def sensitivity_part(bench: Bench) -> str:
     for setting in changes:
         drafts = setting.draft_cost != 1 or setting.acceptance.startswith("synthetic")
         policies = ["adaserve", *(["throughput", "spec:4"] if drafts or setting.name == "as shipped" else [])]
-        found = bench.capacities(setting, policies, (0.95,))[0.95]
-        rows.append([setting.name, *(_rate(found[p]) if p in found else "" for p in ("adaserve", "throughput", "spec:4"))])
+        experiment = bench.experiment(setting)
+        found = {run.policy: run.report for run in experiment.sweep(policies, [Point(speed=speed, urgent=setting.urgent)])}
+        rows.append([setting.name, *(_brief(found.get(name)) for name in ("adaserve", "throughput", "spec:4"))])
         print(rows[-1], file=sys.stderr, flush=True)
     return _table(["changed", "adaserve", "throughput", "spec:4"], rows)
+
+
+def _brief(report: PolicyReport | None) -> str:
+    return "" if report is None else f"{report.slo_attainment or 0.0:.1%} / {report.goodput_tokens_per_s:.0f}"
 
 
 def _rate(value: float | None) -> str:
@@ -223,7 +229,7 @@ def main() -> None:
     parser.add_argument("--ms-scale", type=auto_or_positive, metavar="X|auto", help="multiply targets in ms (default: auto)")
     parser.add_argument("--policies", nargs="+", default=POLICIES)
     parser.add_argument("--urgent", nargs="+", type=float, default=(0.6, 0.4, 0.2), help="capacity: shares of urgent requests")
-    parser.add_argument("--start", type=float, default=1.0, help="where searches begin, as a multiple of the trace's rate")
+    parser.add_argument("--start", type=float, default=1.0, help="load where searches begin, and of `sensitivity`")
     parser.add_argument("--rates", nargs="+", type=float, default=(2.6, 3.4, 4.2, 4.8, 5.4), help="loads: requests per second")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -233,7 +239,7 @@ def main() -> None:
     elif args.part == "loads":
         table = loads_part(bench, args.policies, args.rates)
     else:
-        table = sensitivity_part(bench)
+        table = sensitivity_part(bench, args.start)
     (args.out / f"{args.part}.md").write_text(table, encoding="utf-8")
     print(table)
 
