@@ -33,7 +33,7 @@ from typing import Any
 
 import torch
 
-from adaserve.assembly import Models, Sizes, assemble_engine, make_executor
+from adaserve.assembly import PREFETCH_ATTENTION, PREFETCH_OTHER, Models, Sizes, assemble_engine, make_executor
 from adaserve.attention.paged import attend
 from adaserve.attention.tiling import tile
 from adaserve.clock import WallClock
@@ -54,7 +54,7 @@ from adaserve.models.weights import EMBEDDING, HEAD, assemble
 from adaserve.policy.adaptive import Constants
 from adaserve.policy.library import Overrides, make_policy
 from adaserve.request import Request, SamplingParams, Targets
-from adaserve.runtime.batch import TAIL_ROWS
+from adaserve.runtime.batch import TAIL_ROWS, ForwardBatch
 from adaserve.runtime.passes import Ahead, GraphPasses
 from adaserve.runtime.slots import SlotTable
 from adaserve.step import Chunk, Limits, PageGrant, Placement, StepPlan
@@ -181,25 +181,33 @@ def passes(bench: Bench) -> dict[str, Any]:
     runner = GraphPasses(bench.target, pool, pool.tail_start + 64 * TAIL_ROWS)
     runner(table.known_batch([Chunk(s, 0, context) for s in range(64)], pool.tail_start), context)
     found, kernels = {}, []
-    for ahead in (Ahead(24 << 20, 8 << 20), Ahead(40 << 20, 16 << 20), Ahead(12 << 20, 4 << 20), Ahead(30 << 20, 24 << 20)):
-        trial = GraphPasses(bench.target, pool, pool.tail_start + 64 * TAIL_ROWS, ahead)
-        for rows in (1, 64):
-            batch = table.known_batch([Chunk(s, context - 1, 1) for s in range(rows)], pool.tail_start)
-            print(f"  pass, {rows} rows, {ahead}: {milliseconds(partial(trial, batch, context), 10):.2f} ms")
+    ahead = Ahead(PREFETCH_ATTENTION, PREFETCH_OTHER)
+    without = {}
+    for rows in (1, 64):
+        batch = table.known_batch([Chunk(s, context - 1, 1) for s in range(rows)], pool.tail_start)
+        without[rows] = milliseconds(partial(_whole_pass, bench.target, runner, batch, context), 10)
+        print(f"  pass without prefetching, {rows:4} rows: {without[rows]:7.2f} ms")
+    runner = GraphPasses(bench.target, pool, pool.tail_start + 64 * TAIL_ROWS, ahead)
     for rows in (1, 2, 8, 16, 32, 64, 96, 128, 192, 256) if bench.full else (1, 64, 192):
         n = min(rows, 64)
         chunks = [Chunk(s, context - rows // n, rows // n) for s in range(n)]
         batch = table.known_batch(chunks, pool.tail_start)
 
-        def run(batch: Any = batch) -> None:
-            bench.target.logits(runner(batch, context))
-
+        run = partial(_whole_pass, bench.target, runner, batch, context)
         found[rows] = milliseconds(run, 10)
         print(f"  pass, {rows:4} rows: {found[rows]:7.2f} ms")
         if rows in (1, 64):
             kernels = by_kernel(run)
             print_kernels(kernels)
-    return {"pass_ms": found, "pass_64_kernels": kernels[:14]}
+    return {
+        "pass_ms": found,
+        "pass_without_prefetching_ms": without,
+        "pass_64_kernels": [(n[:40], t, c) for n, t, c in kernels[:12]],
+    }
+
+
+def _whole_pass(decoder: Decoder, runner: GraphPasses, batch: ForwardBatch, longest: int) -> None:
+    decoder.logits(runner(batch, longest))
 
 
 @torch.inference_mode()
@@ -300,12 +308,12 @@ def requests_of(bench: Bench, count: int, prompt: int, output: int) -> list[Requ
     return [Request(f"{i}", bench.prompt(i, prompt), sampling, Targets(), seed=i, arrived=0.0) for i in range(count)]
 
 
-SINGLE = ((0, 1), (4, 3), (5, 4), (6, 4), (7, 3), (8, 3), (10, 2))
+SINGLE = ((0, 1), (3, 3), (4, 3), (5, 4), (6, 4), (8, 3))
 """Depths and widths that one request alone tries; the first is plain decoding."""
 
 CROWDS = {
-    64: ((0, 1, 64), (3, 1, 160), (3, 2, 192), (4, 2, 192), (4, 3, 256)),
-    128: ((0, 1, 128), (2, 1, 192), (3, 1, 256)),
+    64: ((0, 1, 64), (2, 2, 128), (3, 2, 128), (3, 2, 192), (4, 2, 192)),
+    128: ((0, 1, 128), (2, 1, 192), (2, 2, 256)),
 }
 """For so many requests at once: depths, widths and rows of a verification pass; the first is plain decoding."""
 
@@ -339,8 +347,6 @@ def serve(bench: Bench) -> dict[str, Any]:
     bed = Bed(models, sizes, make_executor(models, sizes, WallClock()))
     found = {"single": _alone(bed, bench), "crowds": {str(n): _crowd(bed, bench, n) for n in CROWDS}}
     if bench.full:
-        print("  one request, plain, by kernel:")
-        print_kernels(by_kernel(lambda: bed.run((0, 1, 1), requests_of(bench, 1, 256, 40)), 1), 10)
         print("  64 requests speculating, by kernel:")
         print_kernels(by_kernel(lambda: bed.run((4, 2, 192), requests_of(bench, 64, 64, 24)), 1), 40)
     return found

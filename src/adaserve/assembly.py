@@ -1,6 +1,7 @@
 """Puts an engine together from decoders in memory."""
 
 from dataclasses import dataclass
+from functools import partial
 
 from adaserve.cache.pool import KVPool
 from adaserve.clock import Clock
@@ -13,7 +14,7 @@ from adaserve.pages import PagePool
 from adaserve.policy.policy import Policy
 from adaserve.runtime.batch import TAIL_ROWS
 from adaserve.runtime.capture import Capture, GraphCapture, Plainly
-from adaserve.runtime.passes import GraphPasses, Passes, PlainPasses
+from adaserve.runtime.passes import Ahead, GraphPasses, Passes, PlainPasses
 from adaserve.runtime.slots import SlotTable
 from adaserve.runtime.stopwatch import ClockStopwatch, EventStopwatch
 from adaserve.scheduling.scheduler import Drafting, Scheduler
@@ -21,6 +22,9 @@ from adaserve.speculation.drafter import Drafter
 from adaserve.speculation.lookup import LookupDrafter
 from adaserve.speculation.model import ModelDrafter
 from adaserve.speculation.ngram import NgramDrafter
+
+PREFETCH_ATTENTION, PREFETCH_OTHER = 24 << 20, 8 << 20
+"""Bytes of a large product's weights that a GPU fetches ahead: more did not help on an H200 (docs/log.md)."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,9 @@ def make_executor(models: Models, sizes: Sizes, clock: Clock, *, padded: bool | 
     capture: Capture = GraphCapture(device) if graphs else Plainly(device)
 
     def passes(decoder: Decoder, pool: KVPool) -> Passes:
-        return GraphPasses(decoder, pool, pool.tail_start + sizes.slots * TAIL_ROWS) if graphs else PlainPasses(decoder, pool)
+        if not graphs:
+            return PlainPasses(decoder, pool)
+        return GraphPasses(decoder, pool, pool.tail_start + sizes.slots * TAIL_ROWS, Ahead(PREFETCH_ATTENTION, PREFETCH_OTHER))
 
     drafter: Drafter | None = None
     if models.draft is not None:
@@ -85,7 +91,7 @@ def make_executor(models: Models, sizes: Sizes, clock: Clock, *, padded: bool | 
         drafter=drafter,
         table=table,
         clock=clock,
-        stopwatch=EventStopwatch() if gpu else ClockStopwatch(clock),
+        watch=EventStopwatch if gpu else partial(ClockStopwatch, clock),
     )
 
 

@@ -21,7 +21,20 @@ def tile(batch: ForwardBatch, *, group: int, kv_heads: int, longest: int | None)
     count = tile_count(rows, groups, height)
     reach = batch.pages.shape[1] * batch.page_size if longest is None else longest
     slot, first, size = _tiles(batch.start, batch.slot, height, count)
-    return Tiles(slot, first, size, height, splits(count * kv_heads, reach))
+    row = first[:, None] + torch.arange(height, device=first.device)  # [T, height]
+    own = torch.arange(height, device=first.device) < size[:, None]
+    row = row.clamp(max=max(rows - 1, 0))
+    reaches = torch.where(own, batch.prefix[row], 0).amax(1) if rows else torch.zeros_like(size)  # [T]
+    nodes = _union(torch.where(own, batch.mask[row], 0)) if rows else torch.zeros_like(size)  # [T]
+    return Tiles(slot, first, size, reaches, nodes, height, splits(count * kv_heads, reach))
+
+
+def _union(masks: Tensor) -> Tensor:
+    """All bits of each row: masks [T, height] -> [T]."""
+    while masks.shape[1] > 1:
+        half = masks.shape[1] // 2
+        masks = torch.cat([masks[:, :half] | masks[:, half : 2 * half], masks[:, 2 * half :]], dim=1)
+    return masks[:, 0]
 
 
 def tile_height(rows: int, groups: int, group: int) -> int:

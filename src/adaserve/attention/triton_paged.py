@@ -18,19 +18,19 @@ from adaserve.runtime.batch import TAIL_ROWS, ForwardBatch, Tiles
 
 @triton.jit
 def _fold(score, v, best, mass, acc):
-    """Take one more block of scores [M, N] and values [N, D] into the running softmax (base 2)."""
+    """Take one more block of scores [M, N] and values [N, D] into the running softmax (base 2); who needs it sums mass [M, N]."""
     fresh = tl.maximum(best, tl.max(score, axis=1))
     safe = tl.where(fresh == float("-inf"), 0.0, fresh)  # nothing seen yet
     weight = tl.exp2(score - safe[:, None])
     decay = tl.exp2(best - safe)
-    mass = mass * decay + tl.sum(weight, axis=1)
+    mass = mass * decay[:, None] + weight
     acc = acc * decay[:, None] + tl.dot(weight.to(v.dtype), v, input_precision="ieee")
     return fresh, mass, acc
 
 
 @triton.jit
 def _attend_kernel(
-    q, keys, values, out, partial, log_mass, tile_slot, tile_first, tile_rows, prefix, mask, pages,
+    q, keys, values, out, partial, log_mass, tile_slot, tile_first, tile_rows, tile_reach, tile_nodes, prefix, mask, pages,
     pages_stride, tail_start, scale,
     PAGE: tl.constexpr, GROUP: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, TAIL: tl.constexpr,
     SPLITS: tl.constexpr, M: tl.constexpr, N: tl.constexpr, D: tl.constexpr,
@@ -39,22 +39,32 @@ def _attend_kernel(
     head = tl.program_id(1)
     split = tl.program_id(2)
     rows = tl.load(tile_rows + tile)
+    slot = tl.load(tile_slot + tile)
+    first = tl.load(tile_first + tile)
+    longest = tl.load(tile_reach + tile).to(tl.int32)
+    nodes = tl.load(tile_nodes + tile)
     if rows > 0:
-        slot = tl.load(tile_slot + tile)
         lane = tl.arange(0, M)
         live = lane < rows * GROUP
-        row = tl.load(tile_first + tile) + lane // GROUP
+        row = first + lane // GROUP
         d = tl.arange(0, D)
         wide = d < HEAD_DIM
         at = (row * KV_HEADS + head) * GROUP + lane % GROUP  # which (row, query head)
         query = tl.load(q + at[:, None] * HEAD_DIM + d[None, :], mask=live[:, None] & wide[None, :], other=0.0)
         query = query.to(keys.dtype.element_ty)
-        seen = tl.load(prefix + row, mask=live, other=0)
+        seen = tl.load(prefix + row, mask=live, other=0).to(tl.int32)
+        bits = tl.load(mask + row, mask=live, other=0)
+        # The tail's rows are asked for before the prefix, to be there when it is done; what no row of the tile names is not read.
+        node = tl.arange(0, TAIL)
+        tail = (split == SPLITS - 1) & (nodes != 0)
+        used = (((nodes >> node) & 1) != 0) & tail
+        place = ((tail_start + slot * TAIL + node) * KV_HEADS + head) * HEAD_DIM
+        tail_k = tl.load(keys + place[None, :] + d[:, None], mask=used[None, :] & wide[:, None], other=0.0)
+        tail_v = tl.load(values + place[:, None] + d[None, :], mask=used[:, None] & wide[None, :], other=0.0)
         best = tl.full((M,), float("-inf"), tl.float32)
-        mass = tl.zeros((M,), tl.float32)
+        mass = tl.zeros((M, N), tl.float32)
         acc = tl.zeros((M, D), tl.float32)
 
-        longest = tl.max(seen, axis=0).to(tl.int32)
         share = tl.cdiv(tl.cdiv(longest, N), SPLITS) * N
         stop = tl.minimum(share * (split + 1), longest)
         for base in range(share * split, stop, N):
@@ -67,33 +77,28 @@ def _attend_kernel(
             score = tl.dot(query, k, input_precision="ieee") * scale  # base 2
             score = tl.where(there[None, :] & (position[None, :] < seen[:, None]), score, float("-inf"))
             best, mass, acc = _fold(score, v, best, mass, acc)
+        total = tl.sum(mass, axis=1)
 
-        if split == SPLITS - 1:
-            bits = tl.load(mask + row, mask=live, other=0)
-            if tl.max((bits != 0).to(tl.int32), axis=0) > 0:
-                node = tl.arange(0, TAIL)
-                names = ((bits[:, None] >> node[None, :]) & 1) != 0
-                used = tl.max(names.to(tl.int32), axis=0) > 0  # nobody looks at what was not written
-                place = ((tail_start + slot * TAIL + node) * KV_HEADS + head) * HEAD_DIM
-                k = tl.load(keys + place[None, :] + d[:, None], mask=used[None, :] & wide[:, None], other=0.0)
-                v = tl.load(values + place[:, None] + d[None, :], mask=used[:, None] & wide[None, :], other=0.0)
-                # 0 * NaN is NaN: a sick node must not spoil its siblings, but those who see it.
-                sound = (v.to(tl.float32) - v.to(tl.float32)) == 0.0
-                sick = tl.min(sound.to(tl.int32), axis=1) == 0
-                v = tl.where(sound, v, 0.0)
-                score = tl.dot(query, k, input_precision="ieee") * scale  # base 2
-                score = tl.where(sick[None, :], float("nan"), score)
-                score = tl.where(names, score, float("-inf"))
-                best, mass, acc = _fold(score, v, best, mass, acc)
+        if tail:
+            names = ((bits[:, None] >> node[None, :]) & 1) != 0
+            # 0 * NaN is NaN: a sick node must not spoil its siblings, but those who see it.
+            sound = (tail_v.to(tl.float32) - tail_v.to(tl.float32)) == 0.0
+            sick = tl.min(sound.to(tl.int32), axis=1) == 0
+            tail_v = tl.where(sound, tail_v, 0.0)
+            score = tl.dot(query, tail_k, input_precision="ieee") * scale  # base 2
+            score = tl.where(sick[None, :], float("nan"), score)
+            score = tl.where(names, score, float("-inf"))
+            best, mass, acc = _fold(score, tail_v, best, tl.zeros((M, TAIL), tl.float32) + (total / TAIL)[:, None], acc)
+            total = tl.sum(mass, axis=1)
 
-        result = acc / tl.where(mass == 0.0, 1.0, mass)[:, None]
+        result = acc / tl.where(total == 0.0, 1.0, total)[:, None]
         store = live[:, None] & wide[None, :]
         if SPLITS == 1:
             tl.store(out + at[:, None] * HEAD_DIM + d[None, :], result.to(out.dtype.element_ty), mask=store)
         else:
             part = at * SPLITS + split
             tl.store(partial + part[:, None] * HEAD_DIM + d[None, :], result, mask=store)
-            tl.store(log_mass + part, tl.where(mass == 0.0, float("-inf"), best + tl.log2(mass)), mask=live)
+            tl.store(log_mass + part, tl.where(total == 0.0, float("-inf"), best + tl.log2(total)), mask=live)
 
 
 @triton.jit
@@ -130,8 +135,9 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, batch: ForwardBatch, tiles: 
     wide = max(16, triton.next_power_of_2(head_dim))
     block, warps, stages = launch_shape(wide, splits)
     _attend_kernel[(tiles.slot.shape[0], kv_heads, splits)](
-        q, keys, values, out, partial, log_mass, tiles.slot, tiles.first, tiles.rows, batch.prefix, batch.mask, batch.pages,
-        batch.pages.stride(0), batch.tail_start, scale * 1.4426950408889634,
+        q, keys, values, out, partial, log_mass, tiles.slot, tiles.first, tiles.rows,
+        tiles.reach, tiles.nodes, batch.prefix, batch.mask, batch.pages, batch.pages.stride(0), batch.tail_start,
+        scale * 1.4426950408889634,
         batch.page_size, group, kv_heads, head_dim, TAIL_ROWS,
         splits, tile_lanes(tiles.height, group), block, wide, num_warps=warps, num_stages=stages,
     )  # fmt: skip
@@ -144,7 +150,7 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, batch: ForwardBatch, tiles: 
 
 def launch_shape(wide: int, splits: int) -> tuple[int, int, int]:
     """Context tokens of a block, warps, and pipeline stages."""
-    return (64 if wide <= 128 else 32), 4, 3
+    return (64 if wide <= 128 else 32), 4, 2
 
 
 def tile_lanes(height: int, group: int) -> int:

@@ -84,7 +84,7 @@ class DeviceExecutor:
         drafter: Drafter | None,
         table: SlotTable,
         clock: Clock,
-        stopwatch: Stopwatch,
+        watch: Callable[[], Stopwatch],
     ) -> None:
         self._target = target
         self._pool = pool
@@ -93,7 +93,9 @@ class DeviceExecutor:
         self._drafter = drafter
         self._table = table
         self._clock = clock
-        self._stopwatch = stopwatch
+        self._watch = watch
+        self._stopwatch = watch()
+        self._prepared: Stopwatch | None = None  # of what the drafter does ahead of the next step
         self._sampling = SamplingTable(table.known.shape[0], target.config.vocab_size, target.device)
         self._known: dict[int, int] = {}  # slot -> known tokens, as far as the host has heard
         self._logprobs: dict[int, int] = {}  # slot -> alternatives asked for
@@ -179,7 +181,14 @@ class DeviceExecutor:
         """Bring what the step brought to the host."""
         assert self._trace is not None, "commit follows verify"
         trace, self._trace = self._trace, None
-        found = Found(*Fetch(trace.results).wait())
+        results = Fetch(trace.results)
+        before, self._prepared = self._prepared, None
+        if self._drafter is not None and self._table.spare is not None:
+            self._prepared = self._watch()
+            self._prepared.mark()
+            self._drafter.prepare(plan, self._table)
+            self._prepared.mark()
+        found = Found(*results.wait())
         drawing = [c for c in plan.chunks if c.draws]
         fetched = self._clock.now()
         tokens = tuple(tuple(row[:n]) for row, n in zip(found.tokens.tolist(), found.length.tolist(), strict=True))
@@ -193,6 +202,7 @@ class DeviceExecutor:
             self._drafter.learn(plan, Gained(tokens, starts, drafted))
         logprobs, first_logprobs = self._tree_logprobs(plan, found, trace), self._first_logprobs(plan, trace)
         speculate, select, verify_ = self._stopwatch.laps()
+        speculate += sum(before.laps()) if before is not None else 0.0
         return StepOutcome(
             plan=plan,
             tokens=tokens,
@@ -282,6 +292,8 @@ def _failed(plan: StepPlan, found: Found) -> tuple[int, ...]:
 
 def _drafted(found: Found) -> Drafted:
     """Describe the verified nodes for learning and metrics."""
+    if found.source.shape[1] == 0:
+        return Drafted((), (), (), (), (), (), ())
     node = found.nodes  # [m]
     row, column, accepted = found.row[node], found.column[node], found.accepted.bool()
     return Drafted(

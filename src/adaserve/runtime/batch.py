@@ -23,12 +23,15 @@ class Tiles:
     """How attention on a GPU divides the rows: T tiles, each of some neighbouring rows of one group; empty ones come last.
 
     slot, first, rows  [T] int64  the tile's slot, its first row, and how many it has, at most `height`
+    reach, nodes       [T] int64  the longest prefix of its rows, and all tail rows that they name, as bits
     splits             shares into which the context is divided, for processors that would idle otherwise
     """
 
     slot: Tensor
     first: Tensor
     rows: Tensor
+    reach: Tensor
+    nodes: Tensor
     height: int
     splits: int
 

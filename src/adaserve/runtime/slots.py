@@ -27,6 +27,7 @@ class SlotTable:
     ) -> None:
         self.page_size = page_size
         self.spare = None if spare_page is None else slots
+        self.spare_page = spare_page
         slots += spare_page is not None
         self.tokens = torch.zeros(slots, length + 64, dtype=torch.int64, device=device)  # [slots, L]
         self.known = torch.zeros(slots, dtype=torch.int64, device=device)  # [slots]
@@ -49,6 +50,8 @@ class SlotTable:
         """A request comes to a slot with its known tokens."""
         count = len(placement.tokens)
         self.tokens[placement.slot, :count] = upload(placement.tokens, self.device)
+        if self.spare_page is not None:
+            self.pages[placement.slot] = self.spare_page  # what is written beyond the granted pages harms nobody
         self.known[placement.slot] = count
 
     def grant(self, grant: PageGrant) -> None:

@@ -200,11 +200,12 @@ class Scheduler:
         return grants
 
     def _reach(self, state: RequestState) -> int:
-        """How many tokens a request may have after a step: its known ones, the next, and the deepest path that may be accepted.
+        """How many tokens a request may have after a step: its known ones, the deepest path that may be accepted, and one more.
 
+        The last of them is the next step's root, whose place the draft may fill before that step is planned.
         A placed request needs as many, for a cached prefix may leave it nothing to compute but the root.
         """
-        return len(state.tokens) + max(1, min(self._policy.scheduling.deepest, state.remaining - 1))
+        return len(state.tokens) + 1 + max(0, min(self._policy.scheduling.deepest, state.remaining - 1))
 
     def _place(self, line: list[RequestState], grants: dict[int, PageGrant], now: float) -> list[Placement]:
         """Move waiting requests to slots, in the queue's order, as long as their known tokens find pages.

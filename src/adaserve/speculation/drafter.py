@@ -41,6 +41,13 @@ class Drafter(Protocol):
         """Do the plan's catch-up and grow trees of the plan's depth and width for those that draft.  [n, N]"""
         ...
 
+    def prepare(self, plan: StepPlan, table: SlotTable) -> None:
+        """Begin what the step after this one will most likely ask for, once this step's tokens are known to `table`.
+
+        Enqueues work and waits for nothing; to a GPU it is something to do while the host plans.
+        """
+        ...
+
     def keep(self, depth: int, table: SlotTable, slot: Tensor, tree: DraftTree, accepted: Tensor) -> None:
         """Keep what was accepted, rows [B] bool of `tree`, whose n requests have these slots [n]; depth: of the speculation.
 

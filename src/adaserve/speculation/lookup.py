@@ -32,6 +32,9 @@ class LookupDrafter:
         drafting = [chunk is not None for chunk in plan.drafting]
         return self._ngrams.propose(plan.decoding, plan.depth, plan.room, drafting, table.device)
 
+    def prepare(self, plan: StepPlan, table: SlotTable) -> None:
+        """Nothing: look-up needs the tokens on the host."""
+
     def keep(self, depth: int, table: SlotTable, slot: Tensor, tree: DraftTree, accepted: Tensor) -> None:
         """Nothing: there is no cache."""
 

@@ -10,6 +10,7 @@ Catch-up chunks (prompts, d = 0 periods) ride along with pass 1.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,6 +26,29 @@ from adaserve.speculation.beam import Beam
 from adaserve.speculation.drafter import Gained
 from adaserve.step import Chunk, Placement, StepPlan, draft_work
 from adaserve.tree import CandidateTree, DraftTree
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Trees of slots that were grown before a step asked for them, each to the full depth.  tree [p, D * w]"""
+
+    slots: tuple[int, ...]
+    width: int
+    tree: CandidateTree
+
+    def serves(self, slots: Sequence[int], depth: int, width: int) -> bool:
+        """Whether such trees are among these."""
+        return width == self.width and depth * width <= self.tree.token.shape[1] and set(slots) <= set(self.slots)
+
+    def part(self, slots: Sequence[int], room: Tensor, depth: int) -> CandidateTree:
+        """The trees of some slots [a], no deeper than asked for; room [a]: deepest node that each may use.  [a, d * w]"""
+        tree, columns = self.tree, depth * self.width
+        index = stage([self.slots.index(slot) for slot in slots], tree.token.device).to(tree.token.device, non_blocking=True)
+        token, parent, depths, prob, source = (
+            x[index, :columns] for x in (tree.token, tree.parent, tree.depth, tree.path_prob, tree.source)
+        )
+        room = room.to(tree.token.device, non_blocking=True)
+        return CandidateTree(token, parent, depths, torch.where(depths <= room[:, None], prob, 0.0), source)
 
 
 class ModelDrafter:
@@ -43,10 +67,13 @@ class ModelDrafter:
         self._passes = passes
         self._capture = capture
         self._vocabulary = vocabulary
+        self._prepared: Prepared | None = None
         self._inverse_temperature = torch.ones(slots, dtype=torch.float64, device=decoder.device)  # [slots]
 
     def place(self, placement: Placement) -> None:
         """Remember the request's temperature: f is the draft's probability under it, at temperature 0 under 1."""
+        if self._prepared is not None and placement.slot in self._prepared.slots:
+            self._prepared = None  # it is of the slot's former request
         temperature = placement.sampling.temperature
         self._inverse_temperature[placement.slot] = 1 / temperature if temperature > 0 else 1.0
 
@@ -64,7 +91,8 @@ class ModelDrafter:
         first = [chunk for chunk in plan.drafting if chunk is not None and plan.depth > 0]
         chunks = [*first, *plan.catch_up]
         tail_start = self._pool.tail_start
-        slot = stage([chunk.slot for chunk in first], table.device)  # [a] slots of the active requests
+        slots = [chunk.slot for chunk in first]
+        slot = stage(slots, table.device)  # [a] slots of the active requests
         room = stage([plan.room[i] for i in active], table.device)  # [a]
         if table.spare is None:
             if not chunks:
@@ -82,14 +110,33 @@ class ModelDrafter:
                 self._passes(table.known_batch(behind, tail_start), _reach(behind))
             if not active:
                 return CandidateTree.empty(n, table.device)
-            longest = reach(_reach(first))
-
-            def speculate(slot: Tensor, room: Tensor) -> CandidateTree:
-                hidden = self._passes.plain(table.last_batch(slot, tail_start), longest)  # [2 a, hidden]
-                return self._grow(hidden[1::2], slot, room, table, plan.depth, plan.width, longest)
-
-            tree = self._capture(("speculate", plan.depth, plan.width, longest), speculate, slot, room)
+            prepared, self._prepared = self._prepared, None
+            if prepared is not None and prepared.serves(slots, plan.depth, plan.width):
+                tree = prepared.part(slots, room, plan.depth)
+            else:
+                tree = self._speculate(slot, room, table, plan.depth, plan.width, _reach(first))
         return _spread(tree, active, n)
+
+    def prepare(self, plan: StepPlan, table: SlotTable) -> None:
+        """Speculate for those who did in this step as deep and wide again; `propose` takes what turns out to be asked for."""
+        chunks = [chunk for chunk in plan.drafting if chunk is not None]
+        self._prepared = None
+        if table.spare is None or not chunks or not plan.depth:
+            return
+        slots = tuple(chunk.slot for chunk in chunks)
+        slot, room = stage(slots, table.device), stage([plan.depth] * len(slots), table.device)
+        longest = _reach(chunks) + plan.depth + 1
+        self._prepared = Prepared(slots, plan.width, self._speculate(slot, room, table, plan.depth, plan.width, longest))
+
+    def _speculate(self, slot: Tensor, room: Tensor, table: SlotTable, depth: int, width: int, longest: int) -> CandidateTree:
+        """The whole speculation of slots [a] whose draft lags by two tokens at most, as one captured call.  [a, d * w]"""
+        bound = reach(longest)
+
+        def run(slot: Tensor, room: Tensor) -> CandidateTree:
+            hidden = self._passes.plain(table.last_batch(slot, self._pool.tail_start), bound)  # [2 a, hidden]
+            return self._grow(hidden[1::2], slot, room, table, depth, width, bound)
+
+        return self._capture(("speculate", depth, width, bound), run, slot, room)
 
     def keep(self, depth: int, table: SlotTable, slot: Tensor, tree: DraftTree, accepted: Tensor) -> None:
         """Move the accepted nodes' keys and values from tail to pages; the last depth's were never computed."""
