@@ -177,5 +177,5 @@ class Profiler:
 
 
 def never_falling(curve: Mapping[int, float]) -> dict[int, float]:
-    """Step times by rows without the disturbances that can be told: a pass costs no more than one of more rows, padding would do."""
+    """Times by rows without the disturbances that can be told: no pass costs more than one of more rows, for padding would do."""
     return {rows: min(time for more, time in curve.items() if more >= rows) for rows in curve}
