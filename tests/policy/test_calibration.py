@@ -38,7 +38,7 @@ def test_the_truth_is_found_without_censoring_bias() -> None:
     for drafted in steps(np.random.default_rng(0), 500, lambda p: p**2):
         calibration.learn(drafted)
     said = [0.25, 0.35, 0.55, 0.75, 0.85]
-    found = calibration(star(said))[0]
+    found = torch.cat([calibration(star([p]))[0] for p in said])
     np.testing.assert_allclose(found, np.square(said), atol=0.03)
     second = CandidateTree(
         *(torch.tensor([x]) for x in ([0, 1], [-1, 0], [1, 2])), torch.tensor([[0.9, 0.5]]).double(), torch.zeros(1, 2).long()
@@ -51,7 +51,7 @@ def test_sources_are_told_apart() -> None:
     calibration = Calibration()
     for drafted in steps(np.random.default_rng(1), 100, lambda p: 0.1 + 0 * p, Source.NGRAM):
         calibration.learn(drafted)
-    model, lookup = calibration.table()[0], calibration.table()[3]
+    model, lookup = calibration.table()[0], calibration.table()[6]
     assert abs(model[7] - 0.45) < 1e-6 and lookup[7] < 0.15
 
 
@@ -70,3 +70,13 @@ def test_f_never_rises_along_a_path_and_padding_stays(candidates: CandidateTree)
     if f.numel():
         above = torch.cat([torch.ones(f.shape[0], 1).double(), f], 1).gather(1, candidates.parent + 1)
         assert (f <= above + 1e-12).all()
+
+
+def test_a_second_choice_is_not_a_first_one() -> None:
+    """First children of 0.45 are always right, second ones never: neither speaks for the other."""
+    pair = Drafted((0, 0), (1, 1), (0, 0), (0.45, 0.45), (0.45, 0.45), (True, True), (True, False))
+    calibration = Calibration()
+    for _ in range(320):
+        calibration.learn(pair)
+    first, second = calibration(star([0.45, 0.45]))[0].tolist()
+    assert first > 0.85 and second < 0.15

@@ -1,6 +1,7 @@
 """Calibrated acceptance: how often a child was accepted once its parent was, by what the draft said of it.
 
-A table of cells, by source, depth (1, 2, 3 and more) and the draft's conditional probability. Only children whose parent was
+A table of cells, by source, depth (1, 2, 3 and more), whether it is its parent's first child, and the draft's conditional
+probability: a second choice of 0.3 is not what a first choice of 0.3 is. Only children whose parent was
 accepted were put to the test, so only they are counted: the others would count as refused for their parent's sake. What a cell
 has seen fades, and weighs against a prior that believes the draft. Within a row the estimates are pooled where they would fall
 with the probability, so that the order of siblings stays the draft's own.
@@ -17,7 +18,10 @@ from adaserve.tree import CandidateTree, Source, edge_prob
 
 EDGES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 DEPTHS = 3
-"""Rows of the table for each source; deeper nodes share the last."""
+"""Deeper nodes share the last."""
+
+BIRTHS = 2
+"""First children, and later ones."""
 
 PRIOR = 16.0
 """Trials that the prior is worth."""
@@ -35,7 +39,7 @@ class Calibration:
     def __init__(self) -> None:
         points = [0.0, *EDGES, 1.0]
         middle = [(low + high) / 2 for low, high in pairwise(points)]
-        rows = len(Source) * DEPTHS
+        rows = len(Source) * DEPTHS * BIRTHS
         self._said = torch.tensor(middle, dtype=torch.float64)  # [cells], the probability that stands for each cell
         self._edges = torch.tensor(EDGES, dtype=torch.float64)  # [cells - 1]
         self._tried = torch.zeros(rows, len(middle), dtype=torch.float64)  # [rows, cells]
@@ -52,7 +56,8 @@ class Calibration:
             source, depth = torch.tensor(drafted.source)[reached], torch.tensor(drafted.depth)[reached]
             prob = torch.tensor(drafted.edge_prob, dtype=torch.float64)[reached]
             kept = torch.tensor(drafted.accepted)[reached].double()
-            cell = (source * DEPTHS + depth.clamp(max=DEPTHS) - 1) * self._said.shape[0] + torch.bucketize(prob, self._edges)
+            later = torch.tensor(_later(drafted))[reached]
+            cell = _row(source, depth, later) * self._said.shape[0] + torch.bucketize(prob, self._edges)
             self._tried.view(-1).index_add_(0, cell, torch.ones_like(kept))
             self._kept.view(-1).index_add_(0, cell, kept)
         self._steps += 1
@@ -63,7 +68,7 @@ class Calibration:
         """f of every candidate: the product of the estimates along its path, [n, N] float64; 0 for padding."""
         said = edge_prob(candidates)  # [n, N]
         points = pad(pad(self._said, (1, 0)), (0, 1), value=1.0).to(said.device)  # [cells + 2]
-        row = candidates.source * DEPTHS + candidates.depth.clamp(min=1, max=DEPTHS) - 1  # [n, N]
+        row = _row(candidates.source, candidates.depth, _later_children(candidates))  # [n, N]
         left = (torch.bucketize(said, points, right=True) - 1).clamp(0, points.shape[0] - 2)  # [n, N]
         estimate = self._estimate.to(said.device).view(-1)
         below = row * points.shape[0] + left
@@ -73,7 +78,7 @@ class Calibration:
         return _along_paths(edge, candidates.parent)
 
     def table(self) -> Tensor:
-        """The estimates, [sources * DEPTHS, cells], at the cells' middles."""
+        """The estimates, [sources * DEPTHS * BIRTHS, cells], at the cells' middles."""
         return self._estimate[:, 1:-1]
 
     def _fitted(self) -> Tensor:
@@ -82,6 +87,32 @@ class Calibration:
         rising = torch.tensor([_pooled(m, w) for m, w in zip(mean.tolist(), (self._tried + PRIOR).tolist(), strict=True)])
         # Towards the ends the estimate goes on as it does beside them.
         return torch.cat([rising[:, :1], rising, rising[:, -1:]], 1).double()
+
+
+def _row(source: Tensor, depth: Tensor, later: Tensor) -> Tensor:
+    """Rows of the table for nodes."""
+    return (source * DEPTHS + depth.clamp(min=1, max=DEPTHS) - 1) * BIRTHS + later
+
+
+def _later(drafted: Drafted) -> list[bool]:
+    """Which verified nodes had a sibling before them. Siblings are known by their request, their depth and their parent's f."""
+    seen: set[tuple[int, int, float]] = set()
+    later = []
+    for request, depth, path, edge in zip(drafted.request, drafted.depth, drafted.path_prob, drafted.edge_prob, strict=True):
+        parent = (request, depth, round(path / edge, 9) if edge else 0.0)
+        later.append(parent in seen)
+        seen.add(parent)
+    return later
+
+
+def _later_children(candidates: CandidateTree) -> Tensor:
+    """Which candidates have a sibling in an earlier column, [n, N]; padding is nobody's sibling."""
+    n, columns = candidates.parent.shape
+    column = torch.arange(columns, device=candidates.parent.device).expand(n, -1)  # [n, N]
+    real = torch.where(candidates.path_prob > 0, column, columns)
+    parent = candidates.parent + 1
+    first = torch.full((n, columns + 1), columns, device=column.device).scatter_reduce_(1, parent, real, "amin")  # [n, 1 + N]
+    return first.gather(1, parent) < column
 
 
 def _along_paths(edge: Tensor, parent: Tensor) -> Tensor:

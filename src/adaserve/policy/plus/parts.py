@@ -34,7 +34,8 @@ class PlusConstants:
 
     pace: share of a TPOT target that requests are steered to.
     urgency: how many other tokens a token is worth that a request needs to be on target.
-    depth_max, width: of the trees.
+    depth_max, width_max: of the trees. draft_rows: most rows of a draft pass after the first, which bounds the width.
+    prompt_worth: of a prompt row, in tokens.
     prompt_rows, idle_prompt_rows: most prompt rows a step, while requests decode and while none does.
     wait_share: share of the time that a request may wait for its first token after which its prompt should be computed.
     """
@@ -42,7 +43,9 @@ class PlusConstants:
     pace: float = 0.95
     urgency: float = 3.0
     depth_max: int = 6
-    width: int = 3
-    prompt_rows: int = 128
+    width_max: int = 3
+    draft_rows: int = 96
+    prompt_worth: float = 0.5
+    prompt_rows: int = 512
     idle_prompt_rows: int = 512
     wait_share: float = 0.5

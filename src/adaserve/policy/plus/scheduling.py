@@ -36,7 +36,7 @@ class PlusScheduling:
         self._paper = paper
         self._calibration = calibration
         self._budget = budget
-        self._yields = Yields(self.deepest)
+        self._yields = Yields(self.deepest, constants.prompt_worth)
 
     @property
     def deepest(self) -> int:
@@ -59,7 +59,7 @@ class PlusScheduling:
         drafting = sum(s.request.id not in spared for s in scene.decoding)
         depth, width = fixed.depth, fixed.width
         if self._parts.priced:
-            width = self._width() if self._paper.fixed_width is None else width
+            width = self._width(drafting) if self._paper.fixed_width is None else width
             depth = self._depth(scene, drafting, width) if self._paper.fixed_depth is None else depth
             nodes = round(drafting * sum(self._yields.nodes[:depth]))
         else:
@@ -82,8 +82,9 @@ class PlusScheduling:
             token_price=self._yields.seconds_per_token,
         )
 
-    def _width(self) -> int:
-        return max(1, min(self._constants.width, MAX_NODES // max(self.deepest, 1)))
+    def _width(self, drafting: int) -> int:
+        c = self._constants
+        return max(1, min(c.width_max, c.draft_rows // max(drafting, 1), MAX_NODES // max(self.deepest, 1)))
 
     def _spared(self, scene: Scene) -> frozenset[str]:
         best = self._yields.pace
@@ -110,7 +111,7 @@ class PlusScheduling:
         return deepest
 
     def _prompt_rows(self, scene: Scene, spared: frozenset[str], depth: int, width: int, nodes: int) -> int:
-        """As many prompt rows as leave the running requests on target, and at least those that first tokens wait for."""
+        """As many prompt rows as pay and leave the running requests on target; at least those that first tokens wait for."""
         c = self._constants
         waiting = sum(len(s.tokens) - s.computed for s in scene.backlog)
         if not waiting:
@@ -126,8 +127,18 @@ class PlusScheduling:
         limit = self._limit(scene.decoding, spared, scene.now, gain)
         costs = scene.latency.added(rows, most, 1.0)
         by_slack = most if limit is None else bisect_right(costs, limit - base) - 1
+        by_price = self._worthwhile(scene, min(len(scene.decoding), nodes), most)
         due = round(rows_due(scene.backlog, scene.now, scene.latency.baseline, c.wait_share) * (base + costs[max(by_slack, 0)]))
-        return max(1, min(most, max(by_slack, due)))
+        return max(1, min(most, max(min(by_slack, by_price), due)))
+
+    def _worthwhile(self, scene: Scene, nodes: int, most: int) -> int:
+        """The number of prompt rows with the largest surplus over what they cost beside the roots and the best `nodes` nodes."""
+        token = self._yields.seconds_per_token
+        if token is None:
+            return most
+        worth = self._constants.prompt_worth
+        prices = scene.latency.added(len(scene.decoding) + nodes, most, token)
+        return max(range(most + 1), key=lambda rows: worth * rows - prices[rows])
 
     def _limit(self, decoding: Sequence[RequestState], spared: frozenset[str], now: float, gain: float) -> float | None:
         """How long the step may take, by the tightest request that can still attain; None when nobody minds."""

@@ -21,10 +21,11 @@ FIRST, NEXT = 0.6, 0.75
 class Yields:
     """Running estimates, per request that drafts.
 
-    accepted[k], nodes[k]: draft tokens accepted and nodes verified at depth k + 1.
+    accepted[k], nodes[k]: draft tokens accepted and nodes verified at depth k + 1. prompt_worth: of a prompt row, in tokens.
     """
 
-    def __init__(self, deepest: int) -> None:
+    def __init__(self, deepest: int, prompt_worth: float) -> None:
+        self._prompt_worth = prompt_worth
         self.accepted = [FIRST * NEXT**k for k in range(deepest)]
         self.nodes = [1.5] * deepest
         self._tokens = 0.0
@@ -35,7 +36,10 @@ class Yields:
 
     @property
     def seconds_per_token(self) -> float | None:
-        """How long the engine took for a token of the whole batch of late, prompts and all; None before it made any."""
+        """How long the engine took of late for a token, or for as much work on prompts: what one is worth. None at first.
+
+        Were prompts worth nothing, time would seem cheap when many wait, and be spent on nodes while slots stand idle.
+        """
         return self._seconds / self._tokens if self._tokens else None
 
     @property
@@ -47,7 +51,8 @@ class Yields:
         """Take in a step."""
         plan, drafted = outcome.plan, outcome.drafted
         gained = sum(map(len, outcome.tokens))
-        self._tokens = FADE * self._tokens + gained + len(outcome.first_tokens)
+        prompts = sum(chunk.length for chunk in plan.chunks)
+        self._tokens = FADE * self._tokens + gained + self._prompt_worth * prompts
         self._seconds = FADE * self._seconds + outcome.times.total
         self._steps = FADE * self._steps + 1
         self._members = FADE * self._members + len(outcome.tokens)
