@@ -6,13 +6,14 @@
 The first command runs every policy twice (nothing of a trace with texts depends on the seed) and writes each run down: requests,
 outputs, and the shape and seconds of every step. The second simulates the same requests with the same policies:
 
-    time         the profile's curves, times the measured residuals of the run, in their order, from a random step on
+    time         the profile's curves, bent by the median surprise at each number of rows, times the measured residuals of the
+                 run, in their order, from a random step on; the scheduler believes the profile as it was measured
     acceptance   the draft model reads the run's own outputs (or --acceptance: another recording)
     prompts      token by token as they were, so that prefixes are reused where they were
 
-What is left is the simulator's own error: residuals that depend on a step's kind, which replaying them out of step blurs; host
-work that steps do not account for; the order of two arrivals within a step. Aim: attainment within 3 points or twice the gap
-between the real runs, TPOT p50 within 5%. The last line is one JSON object.
+What is left is the simulator's own error: residuals that belong to a moment, which replaying them at others blurs; the order of
+two arrivals within a step. Aim: attainment within 3 points or twice the gap between the real runs, TPOT p50 within 5%. The last
+line is one JSON object.
 """
 
 import argparse

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adaserve.bench.fidelity import Fidelity, acceptance, fidelity
+from adaserve.bench.fidelity import Fidelity, acceptance, bent, fidelity
 from adaserve.bench.recorded_run import Figures, RecordedRun, RunRecorder, free_path
 from adaserve.bench.replay import replay
 from adaserve.errors import InvalidConfig
 from adaserve.executor.shipped import profile_named, recording_named
+from adaserve.latency import LatencyModel
 from adaserve.policy.adaptive import Constants
 from adaserve.policy.library import make_policy
 from adaserve.policy.policy import Policy
@@ -97,3 +98,11 @@ def test_a_draft_reads_a_real_run_s_outputs() -> None:
     found = acceptance(run, models.draft, pair="tiny", temperature=0.0, vocabulary=None)
     assert len(found.rank) == sum(len(run.outputs[request.id]) for _, request in timed)
     assert set(found.classes) == {str(request.slo_class) for _, request in timed}
+
+
+def test_the_profile_bends_to_a_run() -> None:
+    run = simulated_run(0)
+    model = LatencyModel(bent(PROFILE, run))
+    predicted, measured = (sum(model.predict(shape) for shape, _ in run.steps), sum(seconds for _, seconds in run.steps))
+    assert predicted == pytest.approx(measured, rel=0.05)
+    assert bent(PROFILE, replace(run, steps=run.steps[:1])) == PROFILE  # one step says nothing

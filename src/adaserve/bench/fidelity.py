@@ -1,13 +1,14 @@
 """How far the simulator is from recorded real runs: the same requests, a measured profile, recorded residuals and acceptance."""
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from statistics import fmean
+from dataclasses import dataclass, replace
+from statistics import fmean, median
 
 from adaserve.bench.recorded_run import Figures, RecordedRun
 from adaserve.executor.acceptance import RecordedOutput, Recording, join
 from adaserve.executor.recorder import recorded_output
-from adaserve.latency import Profile
+from adaserve.latency import LatencyModel, Profile
 from adaserve.models.decoder import Decoder
 from adaserve.policy.policy import Policy
 from adaserve.request import Request
@@ -16,6 +17,7 @@ from adaserve.simulate import Machine, simulate
 ATTAINMENT_TOLERANCE = 0.03
 TPOT_TOLERANCE = 0.05
 WIDTH = 8
+LEAST_STEPS = 5
 
 
 @dataclass(frozen=True)
@@ -56,15 +58,38 @@ def fidelity(
     recording: Recording,
     seeds: Sequence[int],
 ) -> Fidelity:
-    """Simulate what a policy's real runs did, with the residuals of each of them and from each seed on."""
+    """Simulate what a policy's real runs did, with the residuals of each of them and from each seed on.
+
+    The scheduler starts from `profile`; the truth is `profile` bent to each run.
+    """
     found = []
     for run in runs:
-        machine = Machine(profile, None, run.residuals(profile), run.slots, run.kv_tokens, run.page_size)
+        truth = bent(profile, run)
+        machine = Machine(truth, profile, run.residuals(truth), run.slots, run.kv_tokens, run.page_size)
         for seed in seeds:
             played = simulate(run.timed, policy(), machine, recording, seed=seed)
             found.append(Figures.of((*played.results, *played.refused)))
     mean = Figures(fmean(f.attainment or 0.0 for f in found), fmean(f.tpot_p50_ms or 0.0 for f in found))
     return Fidelity(runs[0].policy, tuple(run.figures for run in runs), mean)
+
+
+def bent(profile: Profile, run: RecordedRun) -> Profile:
+    """The profile whose target curve also holds what a run's steps took beyond their prediction, by rows.
+
+    Residuals are replayed one after another whatever the step. Unless their mean is alike for all kinds of steps, that lets
+    decoding pay for prompts or the other way round. At every measured point the median surprise of the steps nearest to it is
+    added, where there are enough of them.
+    """
+    model = LatencyModel(profile)
+    surprise: dict[int, list[float]] = {rows: [] for rows in profile.verify_ms_by_rows}
+    for shape, seconds in run.steps:
+        nearest = min(surprise, key=lambda rows: abs(math.log(rows / shape.rows)))
+        surprise[nearest].append((seconds - model.predict(shape)) * 1e3)
+    curve = {
+        rows: max(cost / 2, cost + median(surprise[rows])) if len(surprise[rows]) >= LEAST_STEPS else cost
+        for rows, cost in profile.verify_ms_by_rows.items()
+    }
+    return replace(profile, verify_ms_by_rows=curve)
 
 
 def acceptance(run: RecordedRun, draft: Decoder, *, pair: str, temperature: float, vocabulary: int | None) -> Recording:
