@@ -33,7 +33,7 @@ from typing import Any
 
 import torch
 
-from adaserve.assembly import PREFETCH_ATTENTION, PREFETCH_OTHER, Models, Sizes, assemble_engine, make_executor
+from adaserve.assembly import Models, Sizes, assemble_engine, make_executor
 from adaserve.attention.paged import attend
 from adaserve.attention.tiling import tile
 from adaserve.clock import WallClock
@@ -55,7 +55,7 @@ from adaserve.policy.adaptive import Constants
 from adaserve.policy.library import Overrides, make_policy
 from adaserve.request import Request, SamplingParams, Targets
 from adaserve.runtime.batch import TAIL_ROWS, ForwardBatch
-from adaserve.runtime.passes import Ahead, GraphPasses
+from adaserve.runtime.passes import GraphPasses
 from adaserve.runtime.slots import SlotTable
 from adaserve.step import Chunk, Limits, PageGrant, Placement, StepPlan
 from adaserve.workload.prompts import prompts
@@ -181,13 +181,6 @@ def passes(bench: Bench) -> dict[str, Any]:
     runner = GraphPasses(bench.target, pool, pool.tail_start + 64 * TAIL_ROWS)
     runner(table.known_batch([Chunk(s, 0, context) for s in range(64)], pool.tail_start), context)
     found, kernels = {}, []
-    ahead = Ahead(PREFETCH_ATTENTION, PREFETCH_OTHER)
-    without = {}
-    for rows in (1, 64):
-        batch = table.known_batch([Chunk(s, context - 1, 1) for s in range(rows)], pool.tail_start)
-        without[rows] = milliseconds(partial(_whole_pass, bench.target, runner, batch, context), 10)
-        print(f"  pass without prefetching, {rows:4} rows: {without[rows]:7.2f} ms")
-    runner = GraphPasses(bench.target, pool, pool.tail_start + 64 * TAIL_ROWS, ahead)
     for rows in (1, 2, 8, 16, 32, 64, 96, 128, 192, 256) if bench.full else (1, 64, 192):
         n = min(rows, 64)
         chunks = [Chunk(s, context - rows // n, rows // n) for s in range(n)]
@@ -199,11 +192,7 @@ def passes(bench: Bench) -> dict[str, Any]:
         if rows in (1, 64):
             kernels = by_kernel(run)
             print_kernels(kernels)
-    return {
-        "pass_ms": found,
-        "pass_without_prefetching_ms": without,
-        "pass_64_kernels": [(n[:40], t, c) for n, t, c in kernels[:12]],
-    }
+    return {"pass_ms": found, "pass_64_kernels": [(name[:40], ms, count) for name, ms, count in kernels[:12]]}
 
 
 def _whole_pass(decoder: Decoder, runner: GraphPasses, batch: ForwardBatch, longest: int) -> None:

@@ -14,7 +14,7 @@ from adaserve.pages import PagePool
 from adaserve.policy.policy import Policy
 from adaserve.runtime.batch import TAIL_ROWS
 from adaserve.runtime.capture import Capture, GraphCapture, Plainly
-from adaserve.runtime.passes import Ahead, GraphPasses, Passes, PlainPasses
+from adaserve.runtime.passes import GraphPasses, Passes, PlainPasses
 from adaserve.runtime.slots import SlotTable
 from adaserve.runtime.stopwatch import ClockStopwatch, EventStopwatch
 from adaserve.scheduling.scheduler import Drafting, Scheduler
@@ -22,9 +22,6 @@ from adaserve.speculation.drafter import Drafter
 from adaserve.speculation.lookup import LookupDrafter
 from adaserve.speculation.model import ModelDrafter
 from adaserve.speculation.ngram import NgramDrafter
-
-PREFETCH_ATTENTION, PREFETCH_OTHER = 24 << 20, 8 << 20
-"""Bytes of a large product's weights that a GPU fetches ahead: more did not help on an H200 (docs/log.md)."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ def make_executor(models: Models, sizes: Sizes, clock: Clock, *, padded: bool | 
     def passes(decoder: Decoder, pool: KVPool) -> Passes:
         if not graphs:
             return PlainPasses(decoder, pool)
-        return GraphPasses(decoder, pool, pool.tail_start + sizes.slots * TAIL_ROWS, Ahead(PREFETCH_ATTENTION, PREFETCH_OTHER))
+        return GraphPasses(decoder, pool, pool.tail_start + sizes.slots * TAIL_ROWS)
 
     drafter: Drafter | None = None
     if models.draft is not None:

@@ -150,7 +150,7 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, batch: ForwardBatch, tiles: 
 
 def launch_shape(wide: int, splits: int) -> tuple[int, int, int]:
     """Context tokens of a block, warps, and pipeline stages."""
-    return (64 if wide <= 128 else 32), 4, 2
+    return (64 if wide <= 128 else 32), 4, 3
 
 
 def tile_lanes(height: int, group: int) -> int:

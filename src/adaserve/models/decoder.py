@@ -6,7 +6,6 @@ where (+) adds to the residual stream.
 Families differ only in whether a bias or a per-head norm is there. All rows of a batch are alike: see runtime/batch.py.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,10 +19,6 @@ from adaserve.kernels.norm import add_rms_norm, rms_norm
 from adaserve.kernels.rotary import RotaryTable, rotate_and_store
 from adaserve.models.config import ModelConfig
 from adaserve.runtime.batch import ForwardBatch
-
-
-def _nobody(product: Linear, attention: bool) -> None:
-    """Listens to `Decoder.forward` where nobody else does."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +85,9 @@ class Decoder:
             device=self.device,
         )
 
-    def forward(self, batch: ForwardBatch, pool: KVPool, upcoming: Callable[[Linear, bool], None] | None = None) -> Tensor:
+    def forward(self, batch: ForwardBatch, pool: KVPool) -> Tensor:
         """Run all rows through all layers; their keys and values are written to `pool`.
 
-        upcoming: hears of each product as soon as the one before it is enqueued, and whether attention comes between.
         Returns the hidden states after the final norm  # [B, hidden]
         """
         eps = self.config.eps
@@ -101,22 +95,14 @@ class Decoder:
         residual = self.embedding[batch.token].to(self.dtype)  # [B, hidden]
         x = rms_norm(residual, self.layers[0].input_norm, eps)  # [B, hidden]
         next_norms = [layer.input_norm for layer in self.layers[1:]] + [self.norm]
-        tell = upcoming or _nobody
         for index, (layer, next_norm) in enumerate(zip(self.layers, next_norms, strict=True)):
             keys, values = pool.keys[index], pool.values[index]  # [R, KH, hd] each
-            qkv = layer.qkv(x)  # [B, (H + 2 KH) * hd]
-            tell(layer.output, True)
             q = rotate_and_store(
-                qkv, self.table, batch.position, batch.dest, keys, values, layer.q_norm, layer.k_norm, eps
+                layer.qkv(x), self.table, batch.position, batch.dest, keys, values, layer.q_norm, layer.k_norm, eps
             )  # [B, H, hd]
-            out = layer.output(attend(q, keys, values, batch, scale))  # [B, hidden]
-            tell(layer.gate_up, False)
-            x, residual = add_rms_norm(out, residual, layer.mlp_norm, eps)
-            gate_up = layer.gate_up(x)  # [B, 2 * intermediate]
-            tell(layer.down, False)
-            out = layer.down(silu_mul(gate_up))  # [B, hidden]
-            tell(self.layers[index + 1].qkv if index + 1 < len(self.layers) else self.head, False)
-            x, residual = add_rms_norm(out, residual, next_norm, eps)
+            attended = attend(q, keys, values, batch, scale)  # [B, H * hd]
+            x, residual = add_rms_norm(layer.output(attended), residual, layer.mlp_norm, eps)
+            x, residual = add_rms_norm(layer.down(silu_mul(layer.gate_up(x))), residual, next_norm, eps)
         return x
 
     def logits(self, hidden: Tensor, vocabulary: int | None = None) -> Tensor:

@@ -3,6 +3,8 @@
 A step of a large model is a thousand small kernels: launching them one by one takes the host longer than they take the device.
 """
 
+import contextlib
+import gc
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -101,11 +103,20 @@ def capture(run: Callable[[], T], memory: Any, stream: torch.cuda.Stream) -> tup
     """Capture a call on a stream of its own; nothing is executed. Its tensors live in `memory`."""
     graph = torch.cuda.CUDAGraph()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        graph.capture_begin(pool=memory, capture_error_mode="thread_local")
-        try:
-            result = run()
-        finally:
+    collects = gc.isenabled()
+    gc.disable()  # another graph that is found to be garbage and destroyed meanwhile would spoil this one
+    try:
+        with torch.cuda.stream(stream):
+            graph.capture_begin(pool=memory, capture_error_mode="thread_local")
+            try:
+                result = run()
+            except BaseException:
+                with contextlib.suppress(RuntimeError):  # what went wrong is said by the first error
+                    graph.capture_end()
+                raise
             graph.capture_end()
+    finally:
+        if collects:
+            gc.enable()
     torch.cuda.current_stream().wait_stream(stream)
     return graph, result

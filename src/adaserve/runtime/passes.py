@@ -16,7 +16,6 @@ from torch import Tensor
 
 from adaserve.attention.tiling import splits, tile, tile_count, tile_height
 from adaserve.cache.pool import KVPool
-from adaserve.kernels.linear import Linear
 from adaserve.models.decoder import Decoder
 from adaserve.runtime.batch import ForwardBatch
 from adaserve.runtime.capture import capture
@@ -26,18 +25,6 @@ ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 80, 96, 112, 128, 144, 160, 192, 224
 GROUPS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 MOST_GRAPHS = 96
 """Graphs that are kept; beyond, the one that was not used for the longest time goes."""
-
-
-@dataclass(frozen=True)
-class Ahead:
-    """Bytes of a product's weights that are brought to the cache while the kernels before it leave memory idle.
-
-    attention: where attention is among them; other: elsewhere; least: smaller matrices are left alone.
-    """
-
-    attention: int
-    other: int
-    least: int = 32 << 20
 
 
 class Passes(Protocol):
@@ -88,14 +75,9 @@ class GraphPasses:
     idle_row: a pool row that belongs to nobody.
     """
 
-    def __init__(self, decoder: Decoder, pool: KVPool, idle_row: int, ahead: Ahead | None = None) -> None:
+    def __init__(self, decoder: Decoder, pool: KVPool, idle_row: int) -> None:
         self._decoder = decoder
         self._pool = pool
-        self._ahead = ahead
-        if ahead is not None:
-            from adaserve.kernels.triton_prefetch import Prefetcher
-
-            self._prefetcher = Prefetcher(decoder.device)
         self._group = decoder.config.heads // decoder.config.kv_heads
         self._idle = torch.tensor([[0], [0], [0], [0], [idle_row]], device=decoder.device)  # [5, 1]
         self._memory = torch.cuda.graph_pool_handle()  # all graphs share their intermediate tensors: one runs at a time
@@ -119,20 +101,7 @@ class GraphPasses:
     def plain(self, batch: ForwardBatch, longest: int) -> Tensor:
         """Run the pass as it comes."""
         tiles = tile(batch, group=self._group, kv_heads=self._decoder.config.kv_heads, longest=longest)
-        return self._forward(replace(batch, tiles=tiles))
-
-    def _forward(self, batch: ForwardBatch) -> Tensor:
-        ahead = self._ahead
-        if ahead is None or not torch.cuda.is_current_stream_capturing():
-            return self._decoder.forward(batch, self._pool)
-
-        def upcoming(product: Linear, attention: bool) -> None:
-            if product.out_features * product.in_features * 2 >= ahead.least:
-                self._prefetcher(product.weight, ahead.attention if attention else ahead.other)
-
-        hidden = self._decoder.forward(batch, self._pool, upcoming)
-        self._prefetcher.join()
-        return hidden
+        return self._decoder.forward(replace(batch, tiles=tiles), self._pool)
 
     def _load(self, graph: _Graph, batch: ForwardBatch) -> None:
         """Copy a batch to where the graph reads it, and pad it."""
@@ -140,7 +109,7 @@ class GraphPasses:
         graph.rows[:, :rows] = torch.stack((batch.token, batch.position, batch.prefix, batch.mask, batch.dest))
         graph.rows[:, rows:] = self._idle
         graph.start[: groups + 1] = batch.start
-        graph.start[groups + 1 :] = rows
+        graph.start[groups + 1 :].fill_(rows)  # an assigned number would be copied from the host, which waits
         graph.slot[:groups] = batch.slot
 
     def _capture(self, batch: ForwardBatch, bucket: int, places: int, parts: int) -> _Graph:
@@ -156,7 +125,7 @@ class GraphPasses:
 
         def run() -> Tensor:
             tiles = tile(static, group=self._group, kv_heads=self._decoder.config.kv_heads, longest=None)
-            return self._forward(replace(static, tiles=replace(tiles, splits=parts)))
+            return self._decoder.forward(replace(static, tiles=replace(tiles, splits=parts)), self._pool)
 
         self._load(_Graph(torch.cuda.CUDAGraph(), numbers, start, slot, numbers), batch)
         run()

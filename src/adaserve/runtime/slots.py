@@ -51,8 +51,8 @@ class SlotTable:
         count = len(placement.tokens)
         self.tokens[placement.slot, :count] = upload(placement.tokens, self.device)
         if self.spare_page is not None:
-            self.pages[placement.slot] = self.spare_page  # what is written beyond the granted pages harms nobody
-        self.known[placement.slot] = count
+            self.pages[placement.slot].fill_(self.spare_page)  # what is written beyond the granted pages harms nobody
+        self.known[placement.slot].fill_(count)  # an assigned number would be copied from the host, which waits
 
     def grant(self, grant: PageGrant) -> None:
         """A slot owns more pages from now on."""

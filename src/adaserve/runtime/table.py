@@ -4,14 +4,17 @@ Written once when a request comes to a slot and read by every draw. The flags te
 kinds of processing any of its requests needs; what none needs costs nothing.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from adaserve.request import SamplingParams
 from adaserve.runtime.transfer import upload
 from adaserve.step import Placement
+
+NEUTRAL = (0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+"""temperature, top_p, min_p, presence, frequency and repetition of plain greedy drawing."""
 
 
 @dataclass(frozen=True)
@@ -74,17 +77,12 @@ class SamplingTable:
     """
 
     def __init__(self, slots: int, vocab_size: int, device: torch.device | str = "cpu") -> None:
-        def numbers(value: float) -> Tensor:
-            return torch.full((slots,), value, dtype=torch.float64, device=device)
-
-        def integers() -> Tensor:
-            return torch.zeros(slots, dtype=torch.int64, device=device)
-
         self.vocab_size = vocab_size
-        self.temperature, self.top_p, self.min_p = numbers(0.0), numbers(1.0), numbers(0.0)
-        self.presence, self.frequency, self.repetition = numbers(0.0), numbers(0.0), numbers(1.0)
-        self.seed, self.choice, self.top_k = integers(), integers(), integers()
-        self.prompt_length, self.shortest = integers(), integers()
+        # A slot's numbers lie side by side, so that two copies write them all.
+        self._numbers = torch.tensor(NEUTRAL, dtype=torch.float64, device=device).repeat(slots, 1)  # [slots, 6]
+        self._integers = torch.zeros(slots, 5, dtype=torch.int64, device=device)  # [slots, 5]
+        self.temperature, self.top_p, self.min_p, self.presence, self.frequency, self.repetition = self._numbers.unbind(1)
+        self.seed, self.choice, self.top_k, self.prompt_length, self.shortest = self._integers.unbind(1)
         self.edits = torch.zeros(slots, dtype=torch.bool, device=device)
         self.bias, self.stops = SparseRows(slots, device), SparseRows(slots, device)
         self.every_slot = torch.arange(slots, device=device)
@@ -96,19 +94,15 @@ class SamplingTable:
         stops = {token: 0.0 for token in placement.stop_ids if token < self.vocab_size}
         bias = {token: number for token, number in sampling.logit_bias.items() if token < self.vocab_size}
         traits = _traits(sampling, bool(bias), bool(stops))
-        self.temperature[slot] = sampling.temperature
-        self.top_p[slot] = sampling.top_p
-        self.min_p[slot] = sampling.min_p
-        self.top_k[slot] = sampling.top_k
-        self.presence[slot] = sampling.presence_penalty
-        self.frequency[slot] = sampling.frequency_penalty
-        self.repetition[slot] = sampling.repetition_penalty
-        self.seed[slot] = (placement.seed + 2**63) % 2**64 - 2**63
-        self.choice[slot] = placement.choice
-        self.prompt_length[slot] = placement.prompt_length
+        penalties = sampling.presence_penalty, sampling.frequency_penalty, sampling.repetition_penalty
         # Without stop ids there is nothing to forbid, and the row of a former request's ids must not be looked at.
-        self.shortest[slot] = placement.prompt_length + sampling.min_tokens if traits.minimum else 0
-        self.edits[slot] = traits.edits_logits
+        shortest = placement.prompt_length + sampling.min_tokens if traits.minimum else 0
+        self._write(
+            slot,
+            (sampling.temperature, sampling.top_p, sampling.min_p, *penalties),
+            (_signed(placement.seed), placement.choice, sampling.top_k, placement.prompt_length, shortest),
+            traits.edits_logits,
+        )
         if traits.bias or (slot in self._traits and self._traits[slot].bias):
             self.bias.set(slot, bias)
         if traits.minimum:
@@ -118,16 +112,16 @@ class SamplingTable:
     def release(self, slot: int) -> None:
         """Return a slot to plain greedy drawing."""
         before = self._traits.pop(slot, None)
-        for values, neutral in (
-            (self.temperature, 0.0), (self.top_p, 1.0), (self.min_p, 0.0),
-            (self.presence, 0.0), (self.frequency, 0.0), (self.repetition, 1.0),
-        ):  # fmt: skip
-            values[slot] = neutral
-        for values in (self.seed, self.choice, self.top_k, self.prompt_length, self.shortest):
-            values[slot] = 0
-        self.edits[slot] = False
+        self._write(slot, NEUTRAL, (0, 0, 0, 0, 0), False)
         if before is not None and before.bias:
             self.bias.set(slot, {})
+
+    def _write(self, slot: int, numbers: Sequence[float], integers: Sequence[int], edits: bool) -> None:
+        """Write all of a slot's numbers, in the order of the tables' columns, without waiting for the device."""
+        device = self.edits.device
+        self._numbers[slot] = upload(numbers, device, torch.float64)
+        self._integers[slot] = upload(integers, device)
+        self.edits[slot].fill_(edits)
 
     def traits(self, slots: tuple[int, ...]) -> Traits:
         """Say what the requests on these slots need together."""
@@ -135,6 +129,11 @@ class SamplingTable:
         for slot in slots:
             union |= self._traits[slot]
         return union
+
+
+def _signed(seed: int) -> int:
+    """The 64-bit word of a seed as int64 holds it."""
+    return (seed + 2**63) % 2**64 - 2**63
 
 
 def _traits(sampling: SamplingParams, bias: bool, stops: bool) -> Traits:

@@ -75,7 +75,7 @@ class ModelDrafter:
         if self._prepared is not None and placement.slot in self._prepared.slots:
             self._prepared = None  # it is of the slot's former request
         temperature = placement.sampling.temperature
-        self._inverse_temperature[placement.slot] = 1 / temperature if temperature > 0 else 1.0
+        self._inverse_temperature[placement.slot].fill_(1 / temperature if temperature > 0 else 1.0)
 
     def release(self, slot: int) -> None:
         """Nothing is kept for a slot but its rows in the pool, which the next request overwrites."""
