@@ -6,6 +6,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from adaserve.bench.experiment import describe
 from adaserve.bench.report_text import Reading
@@ -80,7 +81,7 @@ def _lines(axes: Axes, reading: Reading, colours: dict[str, str], axis: tuple[st
         axes.set(xlabel=x_label, ylabel=y_label)
         axes.set_ylim(bottom=0, top=1.02 if "attainment" in y_label else None)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        _legend(axes)
     return painted
 
 
@@ -127,7 +128,7 @@ def _bars(
         places = [place + (index - (len(runs) - 1) / 2) * width for place in range(len(names))]
         axes.bar(places, [height(run, name) for name in names], width, color=colours[run.policy], label=run.policy)
     axes.set_xticks(range(len(names)), names)
-    axes.legend(fontsize=8)
+    _legend(axes)
     return True
 
 
@@ -143,12 +144,14 @@ def _tpot(axes: Axes, runs: Sequence[Run], colours: dict[str, str]) -> bool:
             if ratios:
                 shares = [(index + 1) / len(mine) for index in range(len(ratios))]
                 style = styles[number % len(styles)]
-                axes.step(ratios, shares, where="post", color=colours[run.policy], linestyle=style, label=f"{run.policy}, {name}")
+                axes.step(ratios, shares, where="post", color=colours[run.policy], linestyle=style)
                 painted = True
     if painted:
         axes.axvline(1.0, color="black", linewidth=0.8)
         axes.set(xlabel="TPOT / target", ylabel="share of the class's requests", ylim=(0, 1.02), xlim=(0, 3))
-        axes.legend(fontsize=6)
+        marks = [Line2D([], [], color=colours[policy], label=policy) for policy in dict.fromkeys(run.policy for run in runs)]
+        marks += [Line2D([], [], color="black", linestyle=styles[n % len(styles)], label=name) for n, name in enumerate(names)]
+        _legend(axes, marks)
         axes.grid(alpha=0.3)
     return painted
 
@@ -164,7 +167,7 @@ def _step_time(axes: Axes, runs: Sequence[Run]) -> bool:
         below = [low + height for low, height in zip(below, heights, strict=True)]
     axes.set_xticks(range(len(seen)), [run.policy for run in seen], rotation=20, ha="right")
     axes.set(ylabel="ms per step")
-    axes.legend(fontsize=8)
+    _legend(axes)
     return True
 
 
@@ -185,5 +188,11 @@ def _slack(axes: Axes, runs: Sequence[Run], colours: dict[str, str]) -> bool:
     if painted:
         axes.axhline(0.0, color="black", linewidth=0.8)
         axes.set(xlabel="arrival, seconds", ylabel="slack: (target - TPOT) / target", ylim=(-1.55, 1.05))
-        axes.legend(fontsize=8)
+        _legend(axes)
     return painted
+
+
+def _legend(axes: Axes, marks: Sequence[Line2D] | None = None) -> None:
+    """The legend, beside the axes, where it hides nothing. marks: what it explains; None for all that has a label."""
+    handles = axes.get_legend_handles_labels()[0] if marks is None else list(marks)
+    axes.legend(handles=handles, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0)
