@@ -5,18 +5,19 @@ which the host knows beforehand, so trees are padded to the most that a step may
 costs nothing, they hold exactly what was chosen.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from adaserve.cache.pool import KVPool
 from adaserve.clock import Clock
 from adaserve.models.decoder import Decoder
 from adaserve.runtime.batch import ForwardBatch
-from adaserve.runtime.capture import Capture, reach
+from adaserve.runtime.capture import Capture, places, reach
 from adaserve.runtime.logprobs import token_logprobs
 from adaserve.runtime.passes import Passes
 from adaserve.runtime.sampling import DrawRows, Draws, draw
@@ -123,15 +124,19 @@ class DeviceExecutor:
         drawing = tuple(c.slot for c in plan.chunks if c.draws)
         slots = plan.decoding + drawing
         longest = max((*(self._known[s] for s in plan.decoding), *(c.start + c.length for c in plan.chunks)))
-        size = None if self._table.spare is None else _most_rows(plan, candidates)
+        spare = self._table.spare
+        count = len(plan.decoding) if spare is None else places(len(plan.decoding))
+        size = None if spare is None else _most_rows(plan, candidates, count)
         traits = self._sampling.traits(slots)
-        slot = stage(slots, self._table.device)  # [n + C]
-        tensors = candidates.token, candidates.parent, candidates.depth, candidates.path_prob, candidates.source
+        tensors: Sequence[Tensor] = candidates.token, candidates.parent, candidates.depth, candidates.path_prob, candidates.source
         if plan.chunks or traits.edits_logits or self._logprobs:
-            slot = slot.to(self._table.device, non_blocking=True)
+            slot = upload(slots, self._table.device)  # [n + C]
             trace = self._check(plan, slots, size, longest, self._passes, slot, chosen, *tensors)
         else:
-            bound = reach(longest)
+            bound, idle = reach(longest), count - len(plan.decoding)
+            slot = stage([*slots, *[spare or 0] * idle], self._table.device)  # [n], the spare slot for places that are too many
+            if idle:
+                chosen, *tensors = (pad(x, (0, 0, 0, idle)) for x in (chosen, *tensors))
             key = "verify", size, plan.depth, bound, traits
             trace = self._capture(key, partial(self._check, plan, slots, size, bound, self._passes.plain), slot, chosen, *tensors)
         self._trace = trace
@@ -150,7 +155,8 @@ class DeviceExecutor:
         *candidates: Tensor,
     ) -> Trace:
         """The device's work of `verify`. Of the plan it looks at nothing but n, chunks and depth, so that it may be captured."""
-        table, pool, n = self._table, self._pool, len(plan.decoding)
+        table, pool = self._table, self._pool
+        n = len(slot_of) - len(slots) + len(plan.decoding)  # requests, padding included
         slot = slot_of[:n]
         proposed = CandidateTree(*candidates)
         tree = pack(proposed, chosen, table.tokens[slot, table.known[slot] - 1], size)
@@ -168,7 +174,7 @@ class DeviceExecutor:
             self._drafter.keep(plan.depth, table, slot, tree, verdict.accepted)
         first = draws.token[tree.rows :]  # [C]
         table.gain(slot, verdict.tokens, verdict.length)
-        if len(slots) > n:
+        if len(slot_of) > n:
             table.gain(slot_of[n:], first[:, None], torch.ones_like(first))
         results = bundle(
             verdict.tokens, verdict.length, first, verdict.accepted, tree.row, tree.parent, tree.depth, tree.column,
@@ -191,12 +197,14 @@ class DeviceExecutor:
         found = Found(*results.wait())
         drawing = [c for c in plan.chunks if c.draws]
         fetched = self._clock.now()
-        tokens = tuple(tuple(row[:n]) for row, n in zip(found.tokens.tolist(), found.length.tolist(), strict=True))
+        n = len(plan.decoding)
+        gained = zip(found.tokens[:n].tolist(), found.length[:n].tolist(), strict=True)
+        tokens = tuple(tuple(row[:length]) for row, length in gained)
         first_tokens = tuple(found.first.tolist())
         drafted = _drafted(found)
         context = sum(c.start + c.length for c in plan.chunks) + sum(self._known[s] for s in plan.decoding)
-        for s, gained in (*zip(plan.decoding, tokens, strict=True), *((c.slot, (0,)) for c in drawing)):
-            self._known[s] += len(gained)
+        for s, new in (*zip(plan.decoding, tokens, strict=True), *((c.slot, (0,)) for c in drawing)):
+            self._known[s] += len(new)
         if self._drafter is not None:
             starts = tuple(zip((c.slot for c in drawing), first_tokens, strict=True))
             self._drafter.learn(plan, Gained(tokens, starts, drafted))
@@ -264,10 +272,11 @@ class DeviceExecutor:
         return StepShape(rows, context, *self._drafter.work(plan)) if self._drafter else StepShape(rows, context)
 
 
-def _most_rows(plan: StepPlan, candidates: CandidateTree) -> int:
-    """Rows that the trees of this step can have at most, by what the host knows."""
+def _most_rows(plan: StepPlan, candidates: CandidateTree, count: int) -> int:
+    """Rows that the trees of this step can have at most, by what the host knows; count: requests, padding included."""
     n, columns = candidates.token.shape
-    return n + min(max(plan.limits.nodes, 0), n * min(columns, MAX_NODES))
+    nodes = min(max(plan.limits.nodes, 0), n * min(columns, MAX_NODES))
+    return count + nodes if nodes == 0 else places(count + nodes)
 
 
 def _ends(plan: StepPlan, first: int) -> list[int]:
@@ -287,7 +296,10 @@ def _failed(plan: StepPlan, found: Found) -> tuple[int, ...]:
     rows = len(found.row)
     owners = found.row[bad[:rows] & found.accepted.bool()].tolist()
     drawing = [c.slot for c in plan.chunks if c.draws]
-    return (*{plan.decoding[i] for i in owners}, *(drawing[i] for i in bad[rows:].nonzero()[:, 0].tolist()))
+    return (
+        *{plan.decoding[i] for i in owners if i < len(plan.decoding)},
+        *(drawing[i] for i in bad[rows:].nonzero()[:, 0].tolist()),
+    )
 
 
 def _drafted(found: Found) -> Drafted:

@@ -48,7 +48,7 @@ class DrawRows:
         device = tree.token.device
         chunk = slot_of[tree.count.shape[0] :]  # [C]
         # Padding rows belong to request n, which does not exist; some other slot's parameters serve for their idle draws.
-        slot = torch.cat([slot_of[tree.row.clamp(max=len(slots) - 1)], chunk])  # [R]
+        slot = torch.cat([slot_of[tree.row.clamp(max=slot_of.shape[0] - 1)], chunk])  # [R]
         own = torch.arange(tree.token.shape[0], slot.shape[0], device=device)  # [C]
         nothing = torch.zeros_like(own)
         depth = torch.cat([tree.depth, nothing])

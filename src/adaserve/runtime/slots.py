@@ -65,6 +65,8 @@ class SlotTable:
         # What lies beyond the known tokens means nothing, so the padding may be written too.
         self.tokens[slot[:, None], self.known[slot][:, None] + offset] = tokens
         self.known[slot] += length
+        if self.spare is not None:
+            self.known[self.spare].fill_(0)  # padding gains nothing
 
     def page_rows(self, slot: Tensor, position: Tensor) -> Tensor:
         """The pool rows of paged positions: slot [m], position [m] -> [m]."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from adaserve.cache.pool import KVPool
 from adaserve.kernels.top import top_tokens
 from adaserve.models.decoder import Decoder
-from adaserve.runtime.capture import Capture, reach
+from adaserve.runtime.capture import Capture, places, reach
 from adaserve.runtime.passes import Passes
 from adaserve.runtime.slots import SlotTable
 from adaserve.runtime.transfer import stage, upload
@@ -68,7 +68,9 @@ class ModelDrafter:
         self._capture = capture
         self._vocabulary = vocabulary
         self._prepared: Prepared | None = None
-        self._inverse_temperature = torch.ones(slots, dtype=torch.float64, device=decoder.device)  # [slots]
+        self._inverse_temperature = torch.ones(
+            slots + 1, dtype=torch.float64, device=decoder.device
+        )  # [slots + 1], the spare one last
 
     def place(self, placement: Placement) -> None:
         """Remember the request's temperature: f is the draft's probability under it, at temperature 0 under 1."""
@@ -114,7 +116,8 @@ class ModelDrafter:
             if prepared is not None and prepared.serves(slots, plan.depth, plan.width):
                 tree = prepared.part(slots, room, plan.depth)
             else:
-                tree = self._speculate(slot, room, table, plan.depth, plan.width, _reach(first))
+                rooms = [plan.room[i] for i in active]
+                tree = self._speculate(slots, rooms, table, plan.depth, plan.width, _reach(first))
         return _spread(tree, active, n)
 
     def prepare(self, plan: StepPlan, table: SlotTable) -> None:
@@ -124,19 +127,29 @@ class ModelDrafter:
         if table.spare is None or not chunks or not plan.depth:
             return
         slots = tuple(chunk.slot for chunk in chunks)
-        slot, room = stage(slots, table.device), stage([plan.depth] * len(slots), table.device)
         longest = _reach(chunks) + plan.depth + 1
-        self._prepared = Prepared(slots, plan.width, self._speculate(slot, room, table, plan.depth, plan.width, longest))
+        rooms = [plan.depth] * len(slots)
+        self._prepared = Prepared(slots, plan.width, self._speculate(slots, rooms, table, plan.depth, plan.width, longest))
 
-    def _speculate(self, slot: Tensor, room: Tensor, table: SlotTable, depth: int, width: int, longest: int) -> CandidateTree:
-        """The whole speculation of slots [a] whose draft lags by two tokens at most, as one captured call.  [a, d * w]"""
-        bound = reach(longest)
+    def _speculate(
+        self, slots: Sequence[int], rooms: Sequence[int], table: SlotTable, depth: int, width: int, longest: int
+    ) -> CandidateTree:
+        """The whole speculation of slots whose draft lags by two tokens at most, as one captured call.  [a, d * w]
+
+        rooms: deepest node that each may use. The spare slot, which the table must have, fills the places that are too many.
+        """
+        assert table.spare is not None, "padding has a slot"
+        bound, count = reach(longest), len(slots)
+        idle = places(count) - count
+        slot, room = stage([*slots, *[table.spare] * idle], table.device), stage([*rooms, *[0] * idle], table.device)
 
         def run(slot: Tensor, room: Tensor) -> CandidateTree:
             hidden = self._passes.plain(table.last_batch(slot, self._pool.tail_start), bound)  # [2 a, hidden]
             return self._grow(hidden[1::2], slot, room, table, depth, width, bound)
 
-        return self._capture(("speculate", depth, width, bound), run, slot, room)
+        tree = self._capture(("speculate", depth, width, bound), run, slot, room)
+        fields = tree.token, tree.parent, tree.depth, tree.path_prob, tree.source
+        return tree if idle == 0 else CandidateTree(*(x[:count] for x in fields))
 
     def keep(self, depth: int, table: SlotTable, slot: Tensor, tree: DraftTree, accepted: Tensor) -> None:
         """Move the accepted nodes' keys and values from tail to pages; the last depth's were never computed."""
