@@ -42,10 +42,10 @@ class PlusConstants:
 
     pace: float = 0.95
     urgency: float = 3.0
-    depth_max: int = 6
+    depth_max: int = 3
     width_max: int = 3
-    draft_rows: int = 96
+    draft_rows: int = 32
     prompt_worth: float = 0.5
-    prompt_rows: int = 512
+    prompt_rows: int = 128
     idle_prompt_rows: int = 512
     wait_share: float = 0.5
