@@ -17,6 +17,10 @@ READ_ALONG = 64
 """Prompt rows where no prompt waits: what a draft model that is behind may read."""
 
 
+LEAST = 16
+"""Prompt rows a step that first tokens can claim although running requests are behind."""
+
+
 class PlusScheduling:
     """Shares out a step's rows by what they bring; parts that are left out fall back to the paper's rule.
 
@@ -111,7 +115,7 @@ class PlusScheduling:
         return deepest
 
     def _prompt_rows(self, scene: Scene, spared: frozenset[str], depth: int, width: int, nodes: int) -> int:
-        """As many prompt rows as pay and leave the running requests on target; at least those that first tokens wait for."""
+        """As many prompt rows as pay and leave the running requests on target; a few more where first tokens press."""
         c = self._constants
         waiting = sum(len(s.tokens) - s.computed for s in scene.backlog)
         if not waiting:
@@ -129,7 +133,7 @@ class PlusScheduling:
         by_slack = most if limit is None else bisect_right(costs, limit - base) - 1
         by_price = self._worthwhile(scene, min(len(scene.decoding), nodes), most)
         due = round(rows_due(scene.backlog, scene.now, scene.latency.baseline, c.wait_share) * (base + costs[max(by_slack, 0)]))
-        return max(1, min(most, max(min(by_slack, by_price), due)))
+        return max(1, min(most, max(min(by_slack, by_price), min(due, LEAST))))
 
     def _worthwhile(self, scene: Scene, nodes: int, most: int) -> int:
         """The number of prompt rows with the largest surplus over what they cost beside the roots and the best `nodes` nodes."""
