@@ -40,12 +40,12 @@ class PlusConstants:
     wait_share: share of the time that a request may wait for its first token after which its prompt should be computed.
     """
 
-    pace: float = 0.95
+    pace: float = 0.98
     urgency: float = 3.0
     depth_max: int = 3
     width_max: int = 3
     draft_rows: int = 32
-    prompt_worth: float = 0.5
+    prompt_worth: float = 0.75
     prompt_rows: int = 128
     idle_prompt_rows: int = 512
     wait_share: float = 0.5
