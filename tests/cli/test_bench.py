@@ -125,7 +125,7 @@ def test_ctrl_c_reports_what_there_is(model: Path, engine: list[str], tmp_path: 
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, **pipes) as process:  # type: ignore[call-overload]
         for line in process.stderr:
-            if re.search(r" [1-9]\d* running", line):
+            if re.search(r" [1-9]\d* (of|running)", line):  # a request has arrived
                 break
         process.send_signal(signal.SIGTERM)
         out, _ = process.communicate(timeout=60)
