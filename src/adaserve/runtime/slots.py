@@ -148,7 +148,9 @@ class SlotTable:
         return self.tokens[slot, position], position, position + 1, torch.zeros_like(position), dest
 
     def _batch(self, rows: list[tuple[Tensor, ...]], start: Tensor, slot: Tensor, tail_start: int) -> ForwardBatch:
-        token, position, prefix, mask, dest = rows[0] if len(rows) == 1 else (torch.cat(part) for part in zip(*rows, strict=True))
+        joined = rows[0] if len(rows) == 1 else tuple(torch.cat(part) for part in zip(*rows, strict=True))
+        # Kernels read them by address: a view that repeats one number, as masks of a beam of width 1 are, would not do.
+        token, position, prefix, mask, dest = (part.contiguous() for part in joined)
         return ForwardBatch(
             token=token,
             position=position,
