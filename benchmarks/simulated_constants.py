@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def main() -> None:
         everyone: list[RequestResult] = []
         goodput = 0.0
         for trace, rate in zip(traces, rates, strict=True):
-            source = Source(lambda seed, s, t=trace: t.requests(DEMO_MIX, seed, s), args.duration, ms_scale=args.ms_scale)  # type: ignore[misc]
+            source = Source(partial(trace.requests, DEMO_MIX), args.duration, ms_scale=args.ms_scale)
             timed = to_requests(source.at(Point(load / rate), machine.baseline), machine.baseline, seed=0)
             played = simulate(timed, make_policy(policy, constants), machine, recording)
             everyone += [*played.results, *played.refused]
@@ -76,7 +77,7 @@ def main() -> None:
         axes = axes_of(policy)
         start = load_constants(out, policy) if out.is_file() else constants_for(machine.profile, policy)
         best, load = start, args.rate
-        for trial in climb(start, axes, lambda c, x, p=policy: score_at(p, c, x), GOAL, args.rate, args.rounds):  # type: ignore[misc]
+        for trial in climb(start, axes, partial(score_at, policy), GOAL, args.rate, args.rounds):
             tried = {name: getattr(trial.constants, name) for name in axes}
             mark = "*" if trial.kept else " "
             print(

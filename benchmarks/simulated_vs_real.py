@@ -19,6 +19,7 @@ line is one JSON object.
 import argparse
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from adaserve.bench.fidelity import Fidelity, acceptance, fidelity
@@ -58,7 +59,7 @@ def main() -> None:
     profile = Profile.load(args.profile)
     found = []
     for name, mine in runs.items():
-        one = fidelity(mine, lambda name=name: parts.policy(name), profile, recording, range(args.seeds))  # type: ignore[misc]
+        one = fidelity(mine, partial(parts.policy, name), profile, recording, range(args.seeds))
         ratios = sorted(ratio for run in mine for ratio in run.residuals(profile))
         print(line(one), f"  residuals: median {ratios[len(ratios) // 2]:.2f}", flush=True)
         found.append(one)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -49,7 +50,7 @@ def _figures(reading: Reading) -> Iterator[tuple[str, str, Callable[[Axes], bool
         ("attainment_by_slo_scale.png", "Attainment by SLO scale (Figure 11)", scale, attained),
         ("accepted_by_rate.png", "Accepted draft tokens by load (Figure 15)", rate, accepted),
     ):
-        yield name, caption, lambda axes, axis=axis, value=value: _lines(axes, reading, colours, axis, value)  # type: ignore[misc]
+        yield name, caption, partial(_lines, reading=reading, colours=colours, axis=axis, value=value)
     place = f" at {describe('', reading.focus[0].point).removeprefix(', ')}" if reading.focus else ""
     yield "per_class.png", f"Attainment by class{place} (Figure 12)", lambda axes: _per_class(axes, reading.focus, colours)
     yield "tpot.png", f"TPOT against its target, by class{place}", lambda axes: _tpot(axes, reading.focus, colours)

@@ -42,12 +42,31 @@ def add_engine_options(parser: argparse.ArgumentParser, model: bool = True, poli
     )
     if policy:
         group.add_argument("--policy", default=DEFAULTS.policy, help="who gets how much of each step (default: %(default)s)")
-    group.add_argument("--budget", type=auto_or(1), metavar="auto|N", help="rows of a verification pass")
-    group.add_argument("--depth", type=auto_or(0), metavar="auto|N", help="draft steps; 0 is plain decoding")
-    group.add_argument("--width", type=auto_or(1), metavar="auto|N", help="nodes kept per draft step")
+    add_scheduling_options(group)
     group.add_argument("--dtype", choices=DTYPES, default=DEFAULTS.dtype, help="type of the weights (default: %(default)s)")
     group.add_argument("--device", choices=DEVICES, default=DEFAULTS.device, help="where to run (default: %(default)s)")
     group.add_argument("--max-model-len", type=auto_or(1), metavar="N", help="most tokens of prompt and output together")
+    group.add_argument("--no-prefix-caching", action="store_true", help="do not reuse the prefixes of earlier prompts")
+    group.add_argument(
+        "--tensor-parallel-size", type=int, default=DEFAULTS.tensor_parallel_size, metavar="N", help="devices; only 1 for now"
+    )
+    group.add_argument("--threads", type=auto_or(1), metavar="auto|N", help="CPU threads (default: all cores)")
+    group.add_argument("--profile", metavar="FILE", help="measured step times (default: the cached ones, or a measurement)")
+    group.add_argument("--tuning", metavar="FILE", help="tuned policy constants (default: the cached ones)")
+    group.add_argument(
+        "--seed", type=int, default=DEFAULTS.seed, metavar="N", help="where the seeds of requests without their own come from"
+    )
+
+
+def add_scheduling_options(group: argparse._ArgumentGroup) -> None:
+    """Add what bounds a policy's steps, on a real machine or a simulated one."""
+    group.add_argument("--budget", type=auto_or(1), metavar="auto|N", help="rows of a verification pass")
+    group.add_argument("--depth", type=auto_or(0), metavar="auto|N", help="draft steps; 0 is plain decoding")
+    group.add_argument("--width", type=auto_or(1), metavar="auto|N", help="nodes kept per draft step")
+    group.add_argument("--chunk-rows", type=auto_or(1), metavar="auto|N", help="most prompt rows a step")
+    group.add_argument(
+        "--order", choices=ORDERS, default=DEFAULTS.order, help="whom the SLO phase serves first (default: %(default)s)"
+    )
     group.add_argument(
         "--max-num-seqs",
         type=int,
@@ -56,20 +75,6 @@ def add_engine_options(parser: argparse.ArgumentParser, model: bool = True, poli
         help="most requests at once (default: %(default)s)",
     )
     group.add_argument("--kv-tokens", type=auto_or(1), metavar="auto|N", help="tokens that the KV cache holds")
-    group.add_argument("--chunk-rows", type=auto_or(1), metavar="auto|N", help="most prompt rows a step")
-    group.add_argument("--no-prefix-caching", action="store_true", help="do not reuse the prefixes of earlier prompts")
-    group.add_argument(
-        "--tensor-parallel-size", type=int, default=DEFAULTS.tensor_parallel_size, metavar="N", help="devices; only 1 for now"
-    )
-    group.add_argument(
-        "--order", choices=ORDERS, default=DEFAULTS.order, help="whom the SLO phase serves first (default: %(default)s)"
-    )
-    group.add_argument("--threads", type=auto_or(1), metavar="auto|N", help="CPU threads (default: all cores)")
-    group.add_argument("--profile", metavar="FILE", help="measured step times (default: the cached ones, or a measurement)")
-    group.add_argument("--tuning", metavar="FILE", help="tuned policy constants (default: the cached ones)")
-    group.add_argument(
-        "--seed", type=int, default=DEFAULTS.seed, metavar="N", help="where the seeds of requests without their own come from"
-    )
 
 
 def engine_config(args: argparse.Namespace, max_queue: int = DEFAULTS.max_queue) -> EngineConfig:

@@ -10,8 +10,7 @@ from dataclasses import replace
 from adaserve.bench.runs import Runner
 from adaserve.bench.workloads import add_workload_options, points_from, source_from
 from adaserve.cli.experiment import Stop, Subject, add_experiment_options, conduct
-from adaserve.cli.options import DEFAULTS, auto_or
-from adaserve.config import ORDERS
+from adaserve.cli.options import DEFAULTS, add_scheduling_options
 from adaserve.errors import InvalidConfig
 
 EXAMPLES = """examples:
@@ -58,21 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="[POLICY=]FILE",
         help="tuned policy constants, for all policies or for one (default: those shipped for the profile); repeatable",
     )
-    group.add_argument("--budget", type=auto_or(1), metavar="auto|N", help="rows of a verification pass")
-    group.add_argument("--depth", type=auto_or(0), metavar="auto|N", help="draft steps; 0 is plain decoding")
-    group.add_argument("--width", type=auto_or(1), metavar="auto|N", help="nodes kept per draft step")
-    group.add_argument("--chunk-rows", type=auto_or(1), metavar="auto|N", help="most prompt rows a step")
-    group.add_argument(
-        "--order", choices=ORDERS, default=DEFAULTS.order, help="whom the SLO phase serves first (default: %(default)s)"
-    )
-    group.add_argument(
-        "--max-num-seqs",
-        type=int,
-        default=DEFAULTS.max_num_seqs,
-        metavar="N",
-        help="most requests at once (default: %(default)s)",
-    )
-    group.add_argument("--kv-tokens", type=auto_or(1), metavar="auto|N", help="tokens that the KV cache holds")
+    add_scheduling_options(group)
     group.add_argument("--seed", type=int, default=DEFAULTS.seed, metavar="N", help="of all that is drawn (default: %(default)s)")
 
 

@@ -50,10 +50,15 @@ def parse_trace(text: str, where: str) -> Workload:
 def _line_of(text: str, index: int) -> int:
     """The line, from 1, on which an element of a JSON list begins."""
     decoder = json.JSONDecoder()
-    at = _BLANK.match(text, text.index("[") + 1).end()  # type: ignore[union-attr]
+    at = _past_blanks(text, text.index("[") + 1)
     for _ in range(index):
-        at = _BLANK.match(text, decoder.raw_decode(text, at)[1]).end()  # type: ignore[union-attr]
+        at = _past_blanks(text, decoder.raw_decode(text, at)[1])
     return text.count("\n", 0, at) + 1
+
+
+def _past_blanks(text: str, at: int) -> int:
+    found = _BLANK.match(text, at)
+    return at if found is None else found.end()
 
 
 def class_of(slo_ratio: float) -> str:
