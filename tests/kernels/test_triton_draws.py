@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from adaserve.kernels.gumbel import perturbed_argmax_twin
+from adaserve.kernels.perturb import perturb_reference
 from adaserve.kernels.top import top_tokens_reference
 from adaserve.runtime.noise import noise_key
 from tests.devices import DEVICE, needs_triton
@@ -81,3 +82,15 @@ def test_likeliest_of_sick_rows(kernels) -> None:
     assert torch.equal(log_prob > -torch.inf, possible)
     assert torch.equal(token[possible], expected[possible])
     torch.testing.assert_close(log_prob[possible], expected_log_prob[possible], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("vocabulary", [2, 2048, 5003])
+def test_noise(kernels, vocabulary: int, dtype: torch.dtype) -> None:
+    draw = torch.Generator().manual_seed(vocabulary)
+    logits = torch.randn(7, vocabulary + 3, generator=draw).to(dtype).to(DEVICE)[:, :vocabulary]
+    heat = torch.tensor([0.0, 0.3, 1.0, 2.0, 1.0, 1.0, 0.0], dtype=torch.float64, device=DEVICE)
+    key = torch.randint(-(2**62), 2**62, (7,), generator=draw).to(DEVICE)
+    found, expected = kernels.perturb(logits, heat, key), perturb_reference(logits, heat, key)
+    assert found.dtype == expected.dtype
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)

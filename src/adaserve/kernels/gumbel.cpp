@@ -292,7 +292,72 @@ void draw(const Problem<Logit>& problem, int64_t rows, int64_t* token, uint8_t* 
     parallel(groups, [&](int64_t group) { draw_group(problem, start[group], start[group + 1], token, unsure); });
 }
 
+// Natural logarithm of positive normal numbers, to about one unit in the last place.
+inline vfloat logarithm(vfloat x) {
+    const vint exponent = ((vint)x - 0x3f3504f3) >> 23;  // of x over a number in [sqrt(1/2), sqrt(2))
+    const vfloat f = (vfloat)((vint)x - (exponent << 23)) - 1.0f;
+    const vfloat e = __builtin_convertvector(exponent, vfloat);
+    vfloat p = broadcast(7.0376836292e-2f);
+    p = p * f - 1.1514610310e-1f;
+    p = p * f + 1.1676998740e-1f;
+    p = p * f - 1.2420140846e-1f;
+    p = p * f + 1.4249322787e-1f;
+    p = p * f - 1.6668057665e-1f;
+    p = p * f + 2.0000714765e-1f;
+    p = p * f - 2.4999993993e-1f;
+    p = p * f + 3.3333331174e-1f;
+    const vfloat square = f * f;
+    return e * 0.693359375f + (f + (p * f * square - square * 0.5f - e * 2.12194440e-4f));
+}
+
+// The noise of tokens first .. first + BLOCK - 1 in float32. u and 1 - u are both taken from the hash, so that neither the best
+// tokens (u near 1) nor the worst (u near 0) lose digits.
+void noise_block(uint64_t key, int64_t first, float* noise) {
+    alignas(64) float low[BLOCK], high[BLOCK];
+    for (int64_t i = 0; i < BLOCK; ++i) {
+        const int64_t hash = static_cast<int64_t>(mix(key + static_cast<uint64_t>(first + i + 1) * STRIDE) >> 12);
+        low[i] = static_cast<float>(2 * hash + 1) * 0x1p-53f;
+        high[i] = static_cast<float>(2 * (0xFFFFFFFFFFFFFll - hash) + 1) * 0x1p-53f;
+    }
+    for (int64_t i = 0; i < BLOCK; i += W) {
+        const vfloat u = load(low + i), rest = load(high + i);
+        const vfloat near = 1.0f - rest;  // rounded; log1p(-rest) = log(near) * rest / (1 - near)
+        vfloat minus_log = -logarithm(rest < 0.5f ? near : u);
+        const vfloat lost = 1.0f - near;
+        const vfloat mended = lost > 0.0f ? minus_log * rest / lost : rest;
+        minus_log = rest < 0.5f ? mended : minus_log;
+        store(noise + i, -logarithm(minus_log));
+    }
+}
+
 }  // namespace
+
+// result = logits + temperature * noise, row by row; neighbouring rows of one key share the noise.
+EXPORT void perturb_f32(const float* logits, const double* temperature, const int64_t* key, int64_t rows, int64_t vocab,
+                        float* result) {
+    std::vector<int64_t> start;
+    for (int64_t row = 0; row < rows; ++row)
+        if (row == 0 || key[row] != key[row - 1]) start.push_back(row);
+    const int64_t groups = static_cast<int64_t>(start.size()), blocks = (vocab + BLOCK - 1) / BLOCK;
+    start.push_back(rows);
+    parallel_runs(groups * blocks, 64, [&](int64_t part) {
+        const int64_t group = part / blocks, first = part % blocks * BLOCK;
+        const int64_t count = std::min(BLOCK, vocab - first);
+        alignas(64) float noise[BLOCK];
+        bool random = false;
+        for (int64_t r = start[group]; r < start[group + 1]; ++r) random |= temperature[r] > 0;
+        if (random) noise_block(static_cast<uint64_t>(key[start[group]]), first, noise);
+        for (int64_t r = start[group]; r < start[group + 1]; ++r) {
+            const float* from = logits + r * vocab + first;
+            float* to = result + r * vocab + first;
+            const float heat = static_cast<float>(temperature[r]);
+            if (heat > 0)
+                for (int64_t i = 0; i < count; ++i) to[i] = from[i] + heat * noise[i];
+            else
+                std::memcpy(to, from, count * sizeof(float));
+        }
+    });
+}
 
 // logits: rows of `vocab` numbers, `stride` apart. top_k, top_p, min_p: all null when nothing is truncated. unsure[r] is set
 // where the twin must draw again: NaN, nothing finite, or too close to call.

@@ -1,7 +1,8 @@
-"""Triton kernels over vocabularies: the keyed draw and the likeliest tokens.
+"""Triton kernels over vocabularies: the keyed draw, the likeliest tokens, and the noise alone.
 
-Each reads the logits once, in blocks that many processors share, and leaves one short row of results per block, which torch
-finishes. The twins are gumbel.perturbed_argmax_twin, with the noise of runtime/noise.py, and top.top_tokens_reference.
+The first two read the logits once, in blocks that many processors share, and leave one short row of results per block, which torch
+finishes. The twins are gumbel.perturbed_argmax_twin, with the noise of runtime/noise.py, top.top_tokens_reference and
+perturb.perturb_reference.
 """
 
 import torch
@@ -56,6 +57,33 @@ def perturbed_argmax(logits: Tensor, temperature: Tensor, key: Tensor) -> Tensor
             logits, logits.stride(0), temperature.contiguous(), key.contiguous(), best, token, vocabulary, _BLOCK
         )
     return token.gather(1, best.argmax(1, keepdim=True))[:, 0].clamp(max=vocabulary - 1)
+
+
+@triton.jit
+def _perturb_kernel(logits, stride, temperature, key, result, VOCABULARY, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    live = column < VOCABULARY
+    score = tl.load(logits + row * stride + column, mask=live, other=0.0).to(tl.float64)
+    heat = tl.load(temperature + row)
+    if heat > 0:
+        counter = tl.load(key + row).to(tl.uint64, bitcast=True) + (column + 1).to(tl.uint64) * 0x9E3779B97F4A7C15
+        uniform = ((_mix(counter) >> 12) * 2 + 1).to(tl.float64) * (1.0 / 9007199254740992.0)  # (2h + 1) / 2^53
+        score += heat * -tl.log(-tl.log(uniform))
+    tl.store(result + row * VOCABULARY + column, score, mask=live)
+
+
+def perturb(logits: Tensor, temperature: Tensor, key: Tensor) -> Tensor:
+    """Logits plus noise: arguments and result as of perturb.perturb; temperature float64."""
+    rows, vocabulary = logits.shape
+    if logits.stride(1) != 1:
+        logits = logits.contiguous()
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    result = torch.empty(rows, vocabulary, dtype=dtype, device=logits.device)  # [R, V]
+    if rows:
+        grid = rows, triton.cdiv(vocabulary, _BLOCK)
+        _perturb_kernel[grid](logits, logits.stride(0), temperature.contiguous(), key.contiguous(), result, vocabulary, _BLOCK)
+    return result
 
 
 @triton.jit
