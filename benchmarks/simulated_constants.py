@@ -3,7 +3,8 @@
     .venv/bin/python benchmarks/simulated_constants.py PROFILE TRACE... [--policies P ...] [--out FILE]
 
 The search (adaserve/bench/search.py) raises the load until 95% of requests just fail to attain, and keeps whatever attains more
-there. A trial plays the first `--duration` seconds of every trace, all scaled to the same load in requests per second. Policies
+there. A trial plays the first `--duration` seconds of every trace at every share of urgent requests, so that constants suit more
+than one mix, all scaled to the same load in requests per second; one that cannot beat the best any more is cut short. Policies
 already in FILE keep their values unless named. Give it other traces than those that results are shown on. The last line is one
 JSON object; every trial goes to stderr.
 """
@@ -24,7 +25,7 @@ from adaserve.bench.tune import Score
 from adaserve.bench.workloads import Source, auto_or_positive
 from adaserve.build import TUNINGS, load_constants
 from adaserve.executor.shipped import profile_named, recording_named
-from adaserve.metrics import RequestResult, summarize
+from adaserve.metrics import summarize
 from adaserve.policy.adaptive import Constants
 from adaserve.policy.library import make_policy
 from adaserve.simulate import Machine, constants_for, simulate, to_requests
@@ -46,6 +47,8 @@ def main() -> None:
     parser.add_argument(
         "--ms-scale", type=auto_or_positive, default=None, metavar="X|auto", help="multiply targets in ms (default: auto)"
     )
+    parser.add_argument("--urgent", nargs="+", type=float, default=(0.2, 0.4, 0.6), help="shares of urgent requests")
+    parser.add_argument("--urgent-class", default="coding")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -55,6 +58,10 @@ def main() -> None:
     recording = recording_named(args.acceptance, 0)
     traces = [read(path) for path in args.traces]
     rates = [len(trace.times) / trace.times[-1] for trace in traces]
+    sources = [
+        Source(partial(trace.requests, DEMO_MIX), args.duration, urgent=args.urgent_class, ms_scale=args.ms_scale)
+        for trace in traces
+    ]
     out = args.out or TUNINGS / f"{machine.profile.name}.json"
     started: dict[str, Any] = (
         json.loads(out.read_text(encoding="utf-8"))
@@ -62,16 +69,22 @@ def main() -> None:
         else {"source": "", "constants": asdict(constants_for(machine.profile, "adaserve")), "policies": {}}
     )
 
-    def score_at(policy: str, constants: Constants, load: float) -> Score:
-        everyone: list[RequestResult] = []
-        goodput = 0.0
-        for trace, rate in zip(traces, rates, strict=True):
-            source = Source(partial(trace.requests, DEMO_MIX), args.duration, ms_scale=args.ms_scale)
-            timed = to_requests(source.at(Point(load / rate), machine.baseline), machine.baseline, seed=0)
+    def score_at(policy: str, constants: Constants, load: float, least: float) -> Score:
+        """The share of all requests that attain, over every trace at every urgent share, and the mean goodput."""
+        workloads = [
+            source.at(Point(load / rate, urgent), machine.baseline)
+            for urgent in args.urgent
+            for source, rate in zip(sources, rates, strict=True)
+        ]
+        total, missed, goodput = sum(map(len, workloads)), 0, 0.0
+        for workload in workloads:
+            timed = to_requests(workload, machine.baseline, seed=0)
             played = simulate(timed, make_policy(policy, constants), machine, recording)
-            everyone += [*played.results, *played.refused]
+            missed += sum(not result.attained for result in (*played.results, *played.refused))
+            if 1 - missed / total < least:
+                return Score(1 - missed / total, 0.0)
             goodput += summarize(policy, played.results, played.refused).goodput_tokens_per_s
-        return Score(summarize(policy, everyone).slo_attainment or 0.0, goodput / len(traces))
+        return Score(1 - missed / total, goodput / len(workloads))
 
     for policy in args.policies:
         axes = axes_of(policy)
@@ -88,9 +101,10 @@ def main() -> None:
             if trial.kept:
                 best, load = trial.constants, trial.load
         started["policies"][policy] = {name: getattr(best, name) for name in axes}
+        shares = " ".join(f"{share:g}" for share in args.urgent)
         started["source"] = (
             f"benchmarks/simulated_constants.py {args.profile} {' '.join(Path(t).name for t in args.traces)} "
-            f"--acceptance {args.acceptance} --duration {args.duration:g} --rate {args.rate:g}"
+            f"--acceptance {args.acceptance} --duration {args.duration:g} --urgent {shares}"
         )
         out.write_text(json.dumps(started, indent=1) + "\n", encoding="utf-8")
         print(f"{policy}: {load:g} requests/s, {started['policies'][policy]}", file=sys.stderr, flush=True)

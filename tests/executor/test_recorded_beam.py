@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adaserve.executor.recorded_beam import GrownTrees, grow
+from adaserve.executor.recorded_beam import GrownTrees, grow, grow_by_depth
 from adaserve.speculation.beam import Beam
 from adaserve.tree import ROOT, CandidateTree
 from tests.recordings import random_recording
@@ -64,6 +64,17 @@ def test_it_grows_the_trees_of_the_real_beam(rng: random.Random) -> None:
     np.testing.assert_array_equal(grown.token[real], tree.token.numpy()[real])
     np.testing.assert_array_equal(grown.parent[real], tree.parent.numpy()[real])
     np.testing.assert_array_equal(grown.on, np.array(on))
+
+
+@given(seeds())
+@settings(max_examples=200)
+def test_chains_grow_as_they_do_depth_by_depth(rng: random.Random) -> None:
+    case = Case(rng)
+    case.width = 1
+    fast = case.grow()
+    slow = grow_by_depth(RECORDING.prob, RECORDING.rank, case.ahead, case.aside, case.room, 1)
+    for name in ("token", "parent", "path_prob", "on"):
+        np.testing.assert_array_equal(getattr(fast, name), getattr(slow, name), strict=True)
 
 
 @given(seeds())

@@ -17,6 +17,11 @@ from adaserve.bench.tune import Score
 from adaserve.errors import InvalidConfig
 from adaserve.policy.adaptive import Constants
 
+ScoreAt = Callable[[Constants, float, float], Score]
+"""score_at(constants, load, least) plays the workload at a load, in whatever unit; the same arguments, the same answer.
+
+Once it is certain that not even `least` will attain, any score below that will do as an answer."""
+
 Axes = Mapping[str, Sequence[Any]]
 """Values to try by the field of Constants that they are of, in the order of the search."""
 
@@ -37,7 +42,7 @@ AXES: Mapping[str, Axes] = {
     "sarathi": {"token_budget": (64, 96, 128, 160, 192, 256, 320, 384, 512, 768, 1024)},
     "continuous": PROMPTS_ALONE,
     "spec": PROMPTS_ALONE,
-    "specinfer": PROMPTS_ALONE,
+    "specinfer": {"tree_width": (1, 2, 3, 4), "tree_depth": (2, 3, 4, 5, 6, 8), **PROMPTS_ALONE},
     "priority": PROMPTS_ALONE,
     "vtc": PROMPTS_ALONE,
     "fastserve": {**PROMPTS_ALONE, "level_quantum": (4, 8, 16, 32, 64, 128), "level_patience": (0.5, 1.0, 2.0, 5.0)},
@@ -63,20 +68,17 @@ def axes_of(policy: str) -> Axes:
     return AXES[family]
 
 
-def climb(
-    start: Constants, axes: Axes, score_at: Callable[[Constants, float], Score], goal: float, load: float = 1.0, rounds: int = 3
-) -> Iterator[Trial]:
+def climb(start: Constants, axes: Axes, score_at: ScoreAt, goal: float, load: float = 1.0, rounds: int = 3) -> Iterator[Trial]:
     """Search from `start`; yields every trial, the incumbent's own climbs included. The last one kept is the best.
 
-    score_at(constants, load): plays the workload at a load, a multiple of the trace's rate; the same arguments, the same answer.
     goal: the attainment whose load is to be maximised. load: where to look first.
     """
     best, place = start, grid_index(load)
-    score = score_at(best, grid_speed(place))
+    score = score_at(best, grid_speed(place), 0.0)
     while score.attainment < goal and place > grid_index(1e-3):
         yield Trial(grid_speed(place), best, score, True)
         place -= 1
-        score = score_at(best, grid_speed(place))
+        score = score_at(best, grid_speed(place), 0.0)
     for _ in range(rounds):
         before = best
         for name, values in axes.items():
@@ -84,14 +86,14 @@ def climb(
                 while score.attainment >= goal:  # the incumbent has outgrown the load
                     yield Trial(grid_speed(place), best, score, True)
                     place += 1
-                    score = score_at(best, grid_speed(place))
+                    score = score_at(best, grid_speed(place), 0.0)
                 if value == getattr(best, name):
                     continue
                 try:
                     candidate = replace(best, **{name: value})
                 except InvalidConfig:  # a combination that makes no sense, such as D_min above D_max
                     continue
-                found = score_at(candidate, grid_speed(place))
+                found = score_at(candidate, grid_speed(place), score.attainment)
                 kept = score < found
                 yield Trial(grid_speed(place), candidate, found, kept)
                 if kept:

@@ -35,6 +35,31 @@ def grow(prob: Floats, rank: Ints, ahead: Ints, aside: Ints, room: Ints, width: 
     aside [n, d, width]     positions for nodes off it
     room [n]                deepest node that each request may use; 0: it does not draft
     """
+    if width == 1:
+        return _chains(prob, rank, ahead, aside[:, :, 0], room)
+    return grow_by_depth(prob, rank, ahead, aside, room, width)
+
+
+def _chains(prob: Floats, rank: Ints, ahead: Ints, aside: Ints, room: Ints) -> GrownTrees:
+    """`grow` for width 1, all depths at once: a chain is right as long as every first choice so far was."""
+    n, depth = ahead.shape
+    column = np.arange(depth)  # [d]
+    fits = column < room[:, None]  # [n, d]
+    on = np.logical_and.accumulate((rank[ahead] == 0) & fits, axis=1)  # [n, d]
+    above_on = np.ones_like(on)
+    above_on[:, 1:] = on[:, :-1]
+    best = prob[np.where(above_on, ahead, aside), 0]  # [n, d]
+    best[~fits] = 0.0
+    return GrownTrees(
+        token=np.zeros((n, depth), dtype=np.int64),
+        parent=np.broadcast_to(column - 1, (n, depth)).copy(),  # the first stands at ROOT
+        path_prob=np.multiply.accumulate(best, axis=1),
+        on=on,
+    )
+
+
+def grow_by_depth(prob: Floats, rank: Ints, ahead: Ints, aside: Ints, room: Ints, width: int) -> GrownTrees:
+    """`grow` depth by depth, for any width: what trees take, and the slow twin of chains."""
     n, depth = ahead.shape
     ranks = min(width, prob.shape[1])
     best, truth = prob[:, :ranks], rank[ahead]  # [P, k], [n, d]

@@ -57,6 +57,7 @@ class SimulatedExecutor:
         self._first = np.zeros(slots, dtype=np.float64)  # [slots] the positions of the request's class: the first, and how many
         self._count = np.ones(slots, dtype=np.float64)
         self._on: Bools = np.zeros((0, 0), dtype=bool)  # [n, N] candidates on the true path
+        self._true: Ints = np.zeros((0, 1), dtype=np.int64)  # [n, D + 1] the tokens that will come, if all are accepted
         self._walk: Walk | None = None
 
     def speculate(self, plan: StepPlan) -> CandidateTree:
@@ -64,15 +65,17 @@ class SimulatedExecutor:
         for placement in plan.placed:
             self._place(placement)
         n, depth, width = len(plan.decoding), plan.depth, plan.width
+        slot = np.array(plan.decoding, dtype=np.int64)  # [n]
+        ahead = self._ahead(slot, depth + 1)  # [n, D + 1]
+        self._true = self._recording.rank[ahead]
         room = [most if chunk is not None else 0 for most, chunk in zip(plan.room, plan.drafting, strict=True)]
         if depth == 0 or not any(room):
             self._on = np.zeros((n, 0), dtype=bool)
             return CandidateTree.empty(n)
-        slot = np.array(plan.decoding)  # [n]
         grown = grow(
             self._recording.prob,
             self._recording.rank,
-            self._ahead(slot, depth),
+            ahead[:, :depth],
             self._aside(slot, depth, width),
             np.array(room),
             width,
@@ -92,38 +95,37 @@ class SimulatedExecutor:
         picked: Bools = chosen.numpy()  # [n, N]
         accepted = picked & self._on
         self._walk = Walk(candidates, picked, accepted)
-        slot = np.array(plan.decoding, dtype=np.int64)  # [n]
-        tokens = self._recording.rank[self._ahead(slot, plan.depth + 1)]  # [n, D + 1]
-        root = np.ones((len(slot), 1), dtype=bool)  # [n, 1]
-        rows = np.concatenate([root, picked], axis=1)  # [n, 1 + N], the packed rows among all
+        n, columns = picked.shape
+        rows = np.ones((2, n, 1 + columns), dtype=bool)  # the roots, then the nodes: those chosen, those accepted
+        rows[0, :, 1:], rows[1, :, 1:] = picked, accepted
         return Verdict(
-            tokens=torch.from_numpy(tokens),
+            tokens=torch.from_numpy(self._true),
             length=torch.from_numpy(accepted.sum(1) + 1),
-            accepted=torch.from_numpy(np.concatenate([root, accepted], axis=1)[rows]),
+            accepted=torch.from_numpy(rows[1][rows[0]]),
         )
 
     def commit(self, plan: StepPlan, verdict: Verdict) -> StepOutcome:
         """Append the tokens and let the step's time pass."""
         assert self._walk is not None, "commit follows verify"
         walk, self._walk = self._walk, None
-        slot = np.array(plan.decoding, dtype=np.int64)  # [n]
+        slot, length = np.array(plan.decoding, dtype=np.int64), verdict.length.numpy()  # [n]
         context = int(self._known[slot].sum()) + sum(c.start + c.length for c in plan.chunks)
         rows = len(slot) + int(walk.chosen.sum()) + sum(c.length for c in plan.chunks)
         shape = StepShape(rows, context, *draft_work(plan.drafting, plan.catch_up, plan.depth, plan.width))
         times = self._truth.times(shape)
         self._clock.advance(times.total)
-        beginning = np.array([c.slot for c in plan.chunks if c.draws], dtype=np.int64)  # [C]
-        first = self._recording.rank[self._ahead(beginning, 1)[:, 0]]  # [C]
-        self._known[slot] += verdict.length.numpy()
-        self._known[beginning] += 1
+        self._known[slot] += length
+        first: tuple[int, ...] = ()
+        if any(c.draws for c in plan.chunks):
+            beginning = np.array([c.slot for c in plan.chunks if c.draws], dtype=np.int64)  # [C]
+            first = tuple(self._recording.rank[self._ahead(beginning, 1)[:, 0]].tolist())
+            self._known[beginning] += 1
         return StepOutcome(
             plan=plan,
-            tokens=tuple(
-                tuple(row[:length]) for row, length in zip(verdict.tokens.tolist(), verdict.length.tolist(), strict=True)
-            ),
-            first_tokens=tuple(first.tolist()),
+            tokens=tuple([tuple(row[:gained]) for row, gained in zip(verdict.tokens.tolist(), length.tolist(), strict=True)]),
+            first_tokens=first,
             logprobs=((),) * len(slot),
-            first_logprobs=((),) * len(beginning),
+            first_logprobs=((),) * len(first),
             drafted=_drafted(walk),
             failed=(),
             shape=shape,
@@ -156,6 +158,8 @@ class SimulatedExecutor:
 
 def _drafted(walk: Walk) -> Drafted:
     """Describe the verified nodes for learning and metrics."""
+    if not walk.chosen.any():
+        return Drafted((), (), (), (), (), (), ())
     row, column = walk.chosen.nonzero()  # [m] in order of requests, parents first
     tree = walk.candidates
     above = tree.parent.numpy()[row, column]  # [m]
@@ -165,7 +169,7 @@ def _drafted(walk: Walk) -> Drafted:
     return Drafted(
         request=tuple(row.tolist()),
         depth=tuple(tree.depth.numpy()[row, column].tolist()),
-        source=tuple(tree.source.numpy()[row, column].tolist()),
+        source=(int(Source.MODEL),) * len(row),
         path_prob=tuple(f.tolist()),
         edge_prob=tuple((f / np.where(child_of_root, 1.0, path_prob[row, above])).tolist()),
         reached=tuple((child_of_root | walk.accepted[row, above]).tolist()),

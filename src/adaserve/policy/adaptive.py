@@ -22,6 +22,7 @@ class Constants:
     idle_prompt_rows: most prompt rows a step while none does.
     token_budget: rows of a step of `sarathi`; None for 2 B1.
     batched_tokens: most prompt rows of a step that computes prompts alone, vLLM's max_num_batched_tokens.
+    tree_depth, tree_width: of the tree that `specinfer` drafts; at first the smallest of the paper's public scripts.
     level_quantum, level_patience: iterations that `fastserve` grants in its highest level; seconds until a starved one returns.
     """
 
@@ -37,6 +38,8 @@ class Constants:
     idle_prompt_rows: int = 512
     token_budget: int | None = None
     batched_tokens: int = 2048
+    tree_depth: int = 4
+    tree_width: int = 3
     level_quantum: int = 8
     level_patience: float = 2.0
 
@@ -53,6 +56,9 @@ class Constants:
             raise InvalidConfig("prompt_rows, idle_prompt_rows and batched_tokens must be at least 1, or prompts never end")
         if self.token_budget is not None and self.token_budget < 2:
             raise InvalidConfig(f"token_budget must be at least 2, got {self.token_budget}")
+        depth, width = self.tree_depth, self.tree_width
+        if min(depth, width) < 1 or depth * width > MAX_NODES:
+            raise InvalidConfig(f"tree_depth x tree_width must be positive and at most {MAX_NODES}, got {depth} x {width}")
         if self.level_quantum < 1 or not self.level_patience > 0:
             raise InvalidConfig("level_quantum and level_patience must be positive")
 

@@ -22,8 +22,6 @@ from adaserve.tree import MAX_NODES
 
 MAX_CHAIN = 16
 PLUS = "adaserve+"
-SPECINFER_DEPTH, SPECINFER_WIDTH = 4, 3
-"""The tree of `specinfer` unless the user says otherwise: the smallest that the paper's public scripts let AdaServe draft."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,7 @@ class Overrides:
     width: int | None = None
     chunk_rows: int | None = None
     order: Order = Order.NEEDIEST
+    coupled: bool | None = None
 
     def known_to(self, name: str) -> "Overrides":
         """The same without a depth and width that the policy called `name` cannot follow: for tools that run several policies."""
@@ -56,7 +55,8 @@ def make_policy(name: str, constants: Constants, overrides: Overrides | None = N
             raise InvalidConfig(f"policy {name} {drafts}: leave out --depth {chosen.depth}, or choose another policy")
         if depth and chosen.width not in (None, width):
             raise InvalidConfig(f"policy {name} drafts chains: leave out --width {chosen.width}, or choose another policy")
-    return _MAKERS["spec:K" if name.startswith("spec:") else name](name, constants, chosen)
+    policy = _MAKERS["spec:K" if name.startswith("spec:") else name](name, constants, chosen)
+    return policy if chosen.coupled is None else replace(policy, coupled=chosen.coupled)
 
 
 def _fixed_draft(name: str) -> tuple[int, int] | None:
@@ -118,8 +118,8 @@ def _spec(name: str, constants: Constants, chosen: Overrides) -> Policy:
 
 
 def _specinfer(name: str, constants: Constants, chosen: Overrides) -> Policy:
-    depth = SPECINFER_DEPTH if chosen.depth is None else chosen.depth
-    width = SPECINFER_WIDTH if chosen.width is None else chosen.width
+    depth = constants.tree_depth if chosen.depth is None else chosen.depth
+    width = constants.tree_width if chosen.width is None else chosen.width
     if depth * width > MAX_NODES:
         raise InvalidConfig(f"policy specinfer verifies depth x width <= {MAX_NODES} nodes a request, got {depth} x {width}")
     scheduling = PrefillFirst(depth, width, chosen.chunk_rows or constants.batched_tokens, chosen.budget)
