@@ -2,7 +2,8 @@
 
     embedding -> [ norm -> qkv -> rotate, store -> attend -> output (+) norm -> gate, up -> silu * -> down (+) ] -> norm -> head
 
-where (+) adds to the residual stream.
+where (+) adds to the residual stream. Of a decoder that several ranks share (parallel/), each has some heads, neurons and tokens:
+what embedding, output and down give is summed over the ranks, and the head's scores are joined.
 Families differ only in whether a bias or a per-head norm is there. All rows of a batch are alike: see runtime/batch.py.
 """
 
@@ -18,6 +19,7 @@ from adaserve.kernels.linear import Linear
 from adaserve.kernels.norm import add_rms_norm, rms_norm
 from adaserve.kernels.rotary import RotaryTable, rotate_and_store
 from adaserve.models.config import ModelConfig
+from adaserve.parallel.group import ALONE, Group
 from adaserve.runtime.batch import ForwardBatch
 
 
@@ -47,6 +49,8 @@ class Decoder:
     head       hidden -> V; may share the embedding's memory
     table      rotary angles; its length is the longest context that this decoder can serve
     dtype      of activations: float64 for float64 weights; on a CPU float32 otherwise
+    group      the ranks that share it. Heads, key-value heads and neurons in `config` and V in embedding and head are then this
+               rank's own, and V may be padded; config.vocab_size is the whole vocabulary
     """
 
     config: ModelConfig
@@ -56,6 +60,7 @@ class Decoder:
     head: Linear
     table: RotaryTable
     dtype: torch.dtype
+    group: Group = ALONE
 
     @property
     def device(self) -> torch.device:
@@ -86,13 +91,13 @@ class Decoder:
         )
 
     def forward(self, batch: ForwardBatch, pool: KVPool) -> Tensor:
-        """Run all rows through all layers; their keys and values are written to `pool`.
+        """Run all rows through all layers; their keys and values are written to `pool`. Ranks run the same rows together.
 
         Returns the hidden states after the final norm  # [B, hidden]
         """
         eps = self.config.eps
         scale = self.config.head_dim**-0.5
-        residual = self.embedding[batch.token].to(self.dtype)  # [B, hidden]
+        residual = self._embed(batch.token)  # [B, hidden]
         x = rms_norm(residual, self.layers[0].input_norm, eps)  # [B, hidden]
         next_norms = [layer.input_norm for layer in self.layers[1:]] + [self.norm]
         for index, (layer, next_norm) in enumerate(zip(self.layers, next_norms, strict=True)):
@@ -101,8 +106,9 @@ class Decoder:
                 layer.qkv(x), self.table, batch.position, batch.dest, keys, values, layer.q_norm, layer.k_norm, eps
             )  # [B, H, hd]
             attended = attend(q, keys, values, batch, scale)  # [B, H * hd]
-            x, residual = add_rms_norm(layer.output(attended), residual, layer.mlp_norm, eps)
-            x, residual = add_rms_norm(layer.down(silu_mul(layer.gate_up(x))), residual, next_norm, eps)
+            x, residual = add_rms_norm(self.group.sum(layer.output(attended)), residual, layer.mlp_norm, eps)
+            summand = layer.down(silu_mul(layer.gate_up(x)))  # [B, hidden]
+            x, residual = add_rms_norm(self.group.sum(summand), residual, next_norm, eps)
         return x
 
     def logits(self, hidden: Tensor, vocabulary: int | None = None) -> Tensor:
@@ -110,9 +116,20 @@ class Decoder:
 
         hidden [R, hidden] -> [R, V], float64 for a float64 model, float32 otherwise. vocabulary: only the first so many tokens.
         """
+        wanted = vocabulary or self.config.vocab_size
+        own = min(wanted, self.head.out_features)  # of a share all, or at least the first so many tokens
         if hidden.is_cuda and hidden.dtype in (torch.bfloat16, torch.float16):
             # Rounded to the weights' dtype the best scores would often tie.
-            weight = self.head.weight[:vocabulary]  # [V, hidden]
-            return torch.mm(hidden, weight.t(), out_dtype=torch.float32)
-        scores = self.head(hidden) if vocabulary is None else self.head.first(hidden, vocabulary)  # [R, V]
-        return scores if scores.dtype == torch.float64 else scores.float()
+            scores = torch.mm(hidden, self.head.weight[:own].t(), out_dtype=torch.float32)  # [R, V]
+        else:
+            scores = self.head(hidden) if own == self.head.out_features else self.head.first(hidden, own)  # [R, V]
+            scores = scores if scores.dtype == torch.float64 else scores.float()
+        return self.group.join(scores)[:, :wanted].contiguous()
+
+    def _embed(self, token: Tensor) -> Tensor:
+        """The tokens [B] as activations  # [B, hidden]"""
+        if self.group.size == 1:
+            return self.embedding[token].to(self.dtype)
+        place = token - self.group.rank * self.embedding.shape[0]  # [B], among this rank's tokens
+        mine = (place >= 0) & (place < self.embedding.shape[0])
+        return self.group.sum(torch.where(mine[:, None], self.embedding[torch.where(mine, place, 0)].to(self.dtype), 0.0))

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -25,9 +26,26 @@ class SafetensorsFiles(Mapping[str, Tensor]):
         self._place = {name: path for path, file in self._files.items() for name in file.keys()}  # noqa: SIM118
 
     def __getitem__(self, name: str) -> Tensor:
+        with self._reading(name) as file:
+            return file.get_tensor(name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, without reading it."""
+        with self._reading(name) as file:
+            return tuple(file.get_slice(name).get_shape())
+
+    def part(self, name: str, dim: int, start: int, stop: int) -> Tensor:
+        """Rows (dim 0) or columns (dim 1) [start, stop) of a tensor, read without the rest."""
+        with self._reading(name) as file:
+            whole = file.get_slice(name)
+            part: Tensor = whole[start:stop] if dim == 0 else whole[:, start:stop]
+            return part
+
+    @contextmanager
+    def _reading(self, name: str) -> "Iterator[safe_open]":
         path = self._place[name]
         try:
-            return self._files[path].get_tensor(name)
+            yield self._files[path]
         except (SafetensorError, RuntimeError, OSError) as error:
             raise InvalidModel(f"{path}: cannot read tensor {name}: {_line(error)}") from error
 

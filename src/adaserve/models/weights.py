@@ -5,7 +5,6 @@ Names are Hugging Face's. Where tensors come from (a folder, a GGUF file, a gene
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,19 +14,12 @@ from adaserve.kernels.linear import Linear
 from adaserve.kernels.quantized import QuantizedWeight, stack
 from adaserve.models.config import ModelConfig
 from adaserve.models.decoder import Decoder, Layer
+from adaserve.parallel.group import ALONE, Group
+from adaserve.parallel.share import BlockReader, Share, ShareWeights
 
 WEIGHT_DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 
 EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
-
-
-@runtime_checkable
-class BlockWeights(Protocol):
-    """Weights by name that can tell in which blocks a matrix is stored; None where it is in none that kernels take."""
-
-    def blocks(self, name: str) -> QuantizedWeight | None:
-        """The matrix `name` in blocks."""
-        ...
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -75,6 +67,7 @@ def assemble(
     device: torch.device | str = "cpu",
     positions: int | None = None,
     lender: Decoder | None = None,
+    group: Group = ALONE,
 ) -> Decoder:
     """Build a decoder from named tensors.
 
@@ -82,13 +75,19 @@ def assemble(
     dtype: of the weights in memory: float64, float32 or bfloat16. On a CPU, activations of a bfloat16 model are float32.
     positions: longest context to serve; None for the config's. Beyond that one a model works, but not well.
     lender: a decoder of the same width and vocabulary whose embedding and head are used, without a copy, instead of own ones.
-    Raises InvalidModel for a tensor that is missing, unknown or of the wrong shape, InvalidConfig for another dtype.
+    group: the ranks that share the model; only this rank's share of the tensors is kept. One that borrows is not shared.
+    Raises InvalidModel for a tensor that is missing, unknown or of the wrong shape, InvalidConfig for another dtype, and for a
+    model that so many ranks cannot share.
     """
     if dtype not in WEIGHT_DTYPES:
         raise InvalidConfig(f"dtype {dtype} is not supported; these are: float64, float32, bfloat16")
     _check_names(config, weights, label, lender is not None)
     if lender is not None and (lender.config.hidden, lender.config.vocab_size) != (config.hidden, config.vocab_size):
         raise InvalidModel(f"{label}: width and vocabulary must be the target's to share its embedding")
+    vocabulary = config.vocab_size
+    if group.size > 1:
+        share = Share(config, group.rank, group.size)
+        config, weights = share.config, ShareWeights(weights, share, expected_shapes(config), label)
     loader = _Loader(config, weights, label, dtype, torch.device(device))
     activation = torch.float64 if dtype == torch.float64 else torch.float32 if loader.device.type == "cpu" else dtype
     if lender is not None and lender.dtype != activation:
@@ -103,7 +102,7 @@ def assemble(
     length = config.max_positions if positions is None else positions
     angles = torch.promote_types(activation, torch.float32)
     table = config.rope.table(head_dim=config.head_dim, positions=length, dtype=angles, device=device)
-    return Decoder(config, embedding, layers, norm, head, table, activation)
+    return Decoder(replace(config, vocab_size=vocabulary), embedding, layers, norm, head, table, activation, group)
 
 
 def _check_names(config: ModelConfig, weights: Mapping[str, Tensor], label: str, borrows: bool) -> None:
@@ -159,7 +158,7 @@ class _Loader:
 
         bfloat16 is asked for where speed matters more than the last digit, so it stands for blocks too; wider dtypes do not.
         """
-        if not isinstance(self._weights, BlockWeights) or self._dtype != torch.bfloat16 or self.device.type != "cpu":
+        if not isinstance(self._weights, BlockReader) or self._dtype != torch.bfloat16 or self.device.type != "cpu":
             return None
         found = [self._weights.blocks(name) for name in names]
         parts = [part for part in found if part is not None]

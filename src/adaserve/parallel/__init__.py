@@ -1,0 +1,1 @@
+"""Tensor parallelism: one model over several devices, whose ranks run every step together."""

@@ -1,0 +1,146 @@
+"""Group: the ranks that share a model, and what they tell each other in the middle of a pass.
+
+    sum        after a row-parallel product: every rank has a summand of the same rows
+    join       after the head: every rank has the scores of its own tokens
+    broadcast  before verification: rank 0 alone has speculated
+
+A model that is not shared has a group of one, in which these do nothing: there is one decoder and one executor, not two.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from adaserve.errors import EngineFailed, InvalidConfig
+
+
+class Group(Protocol):
+    """Ranks 0 to size - 1, of which this process is one. All ranks make the same calls in the same order."""
+
+    @property
+    def rank(self) -> int:
+        """This rank."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """How many ranks there are."""
+        ...
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum of all ranks' `x`, bit by bit the same on every rank; may be written to `x`, which must be contiguous."""
+        ...
+
+    def join(self, x: Tensor) -> Tensor:
+        """The columns of all ranks, in order: [R, C] of each -> [R, size * C] on every rank."""
+        ...
+
+    def broadcast(self, x: Tensor) -> Tensor:
+        """Rank 0's `x`, written to every other rank's, which has the same shape."""
+        ...
+
+
+@dataclass(frozen=True)
+class Alone:
+    """A group of one."""
+
+    rank: int = 0
+    size: int = 1
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Nothing to add."""
+        return x
+
+    def join(self, x: Tensor) -> Tensor:
+        """Nothing to join."""
+        return x
+
+    def broadcast(self, x: Tensor) -> Tensor:
+        """Nobody to tell."""
+        return x
+
+
+ALONE = Alone()
+"""What most models are."""
+
+
+class TorchGroup:
+    """A group over torch.distributed: NCCL between GPUs, gloo between CPUs.
+
+    On a GPU the collectives are enqueued on the current stream like any kernel, so passes with them may be captured.
+    Methods raise EngineFailed when a rank has gone or does not answer in time.
+    """
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self._group = group
+        self.rank = group.rank()
+        self.size = group.size()
+
+    def sum(self, x: Tensor) -> Tensor:
+        """All-reduce in place."""
+        with _told():
+            dist.all_reduce(x, group=self._group)
+        return x
+
+    def join(self, x: Tensor) -> Tensor:
+        """All-gather."""
+        parts = [torch.empty_like(x) for _ in range(self.size)]  # [R, C] each
+        with _told():
+            dist.all_gather(parts, x.contiguous(), group=self._group)
+        return torch.cat(parts, 1)
+
+    def broadcast(self, x: Tensor) -> Tensor:
+        """Broadcast in place."""
+        with _told():
+            dist.broadcast(x, group=self._group, group_src=0)
+        return x
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise EngineFailed(
+            f"the ranks of the tensor-parallel engine lost each other: {' '.join(str(error).split())[:200]}"
+        ) from error
+
+
+def connect(folder: Path, *, rank: int, size: int, device: torch.device, timeout: float) -> TorchGroup:
+    """Meet the other ranks of this machine; returns once all have come.
+
+    folder: private to these ranks, the same for all. timeout: seconds to wait for another rank, here and in every collective.
+    Raises InvalidConfig in a process that is in a group already: torch.distributed has one world.
+    """
+    if dist.is_initialized():
+        raise InvalidConfig("this process runs a tensor-parallel engine already; close that one first, or use another process")
+    cuda = device.type == "cuda"
+    with _told():
+        dist.init_process_group(
+            "nccl" if cuda else "gloo",
+            store=dist.FileStore(str(folder / "store"), size),
+            rank=rank,
+            world_size=size,
+            timeout=timedelta(seconds=timeout),
+            device_id=torch.device("cuda", rank) if cuda else None,
+        )
+    group = dist.group.WORLD
+    assert group is not None, "it was made just now"
+    return TorchGroup(group)
+
+
+def disconnect() -> None:
+    """Leave the group that `connect` made, so that this process may be in another; waits for nobody."""
+    if not dist.is_initialized():
+        return
+    if dist.get_backend() == "nccl":
+        dist.distributed_c10d._abort_process_group()  # to destroy it properly would wait for ranks that may have died
+    else:
+        dist.destroy_process_group()
