@@ -94,7 +94,7 @@ class Parts:
     def policy(self, name: str | None = None, constants: Constants | None = None) -> Policy:
         """Make the named policy, or the config's, with the config's overrides and the machine's constants."""
         config = self.config
-        overrides = Overrides(config.budget, config.depth, config.width, config.chunk_rows, Order(config.order))
+        overrides = Overrides(config.budget, config.depth, config.width, config.chunk_rows, Order(config.order), config.coupled)
         name = name or config.policy
         return make_policy(name, constants or machine_constants(config, self.profile, name), overrides)
 

@@ -30,6 +30,7 @@ class EngineConfig:
     profile: a file of measured step times; None for the cached one, or a measurement at the first start.
     tuning: a file of tuned policy constants; None for the cached ones, else those shipped for a known model, else what the
         profile suggests.
+    coupled: whether a draft model ranks candidates by the noise of the target's draws; None leaves it to the policy.
     order: whom the SLO phase of the policy `adaserve` serves first: `neediest` (the paper), `easiest` or `attainable`.
     Raises InvalidConfig for values that make no sense.
     """
@@ -56,6 +57,7 @@ class EngineConfig:
     profile: str | None = None
     tuning: str | None = None
     order: str = "neediest"
+    coupled: bool | None = None
 
     def __post_init__(self) -> None:
         def require(condition: bool, message: str) -> None:

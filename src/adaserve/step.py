@@ -90,6 +90,7 @@ class StepPlan:
         or prefix hits left behind.
     depth, width: d and w of the beam; depth 0 is plain decoding.
     predicted: t, the step's predicted duration in seconds.
+    coupled: whether a draft model ranks by the noise of the target's draws too; it matters at temperatures above 0 only.
     """
 
     released: tuple[int, ...]
@@ -105,6 +106,7 @@ class StepPlan:
     depth: int
     width: int
     predicted: float
+    coupled: bool = False
 
 
 @dataclass(frozen=True)

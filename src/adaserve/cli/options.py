@@ -40,6 +40,11 @@ def add_engine_options(parser: argparse.ArgumentParser, model: bool = True, poli
     group.add_argument(
         "--draft-vocabulary", type=auto_or(0), metavar="auto|N", help="propose only the first N tokens; 0 for all of them"
     )
+    group.add_argument(
+        "--coupled",
+        action=argparse.BooleanOptionalAction,
+        help="rank drafts by the noise of the target's draws (default: the policy decides)",
+    )
     if policy:
         group.add_argument("--policy", default=DEFAULTS.policy, help="who gets how much of each step (default: %(default)s)")
     add_scheduling_options(group)
@@ -101,4 +106,5 @@ def engine_config(args: argparse.Namespace, max_queue: int = DEFAULTS.max_queue)
         profile=args.profile,
         tuning=args.tuning,
         order=args.order,
+        coupled=args.coupled,
     )

@@ -1,7 +1,7 @@
 """Logits plus temperature times keyed noise, all of them: what a coupled draft ranks its candidates by.
 
-The draw itself (gumbel.py) needs only the winner, and in float64. A draft needs the likeliest few and their share of the whole, and
-nothing that it does can change a token, so float32 does here: noise is right to about 1e-6 of itself.
+The draw itself (gumbel.py) needs only the winner, and in float64. A draft needs the likeliest few and their share of the whole,
+and nothing that it does can change a token, so float32 does here: noise is right to about 1e-6 of itself.
 """
 
 import torch
@@ -22,8 +22,8 @@ def perturb_reference(logits: Tensor, temperature: Tensor, key: Tensor) -> Tenso
 def perturb(logits: Tensor, temperature: Tensor, key: Tensor) -> Tensor:
     """logits[r, v] + temperature[r] * gumbel(key[r], v), a new tensor of float64 for float64, else of float32.
 
-    logits [R, V] floating; temperature [R] floating, 0 for none; key [R] int64 (noise.noise_key). Neighbouring rows of one key share
-    the work. What is not a finite number stays as it is.
+    logits [R, V] floating; temperature [R] floating, 0 for none; key [R] int64 (noise.noise_key). Neighbouring rows of one key
+    share the work. What is not a finite number stays as it is.
     """
     if on_gpu(logits):
         from adaserve.kernels import triton_draws

@@ -1,7 +1,7 @@
 """Triton kernels over vocabularies: the keyed draw, the likeliest tokens, and the noise alone.
 
-The first two read the logits once, in blocks that many processors share, and leave one short row of results per block, which torch
-finishes. The twins are gumbel.perturbed_argmax_twin, with the noise of runtime/noise.py, top.top_tokens_reference and
+The first two read the logits once, in blocks that many processors share, and leave one short row of results per block, which
+torch finishes. The twins are gumbel.perturbed_argmax_twin, with the noise of runtime/noise.py, top.top_tokens_reference and
 perturb.perturb_reference.
 """
 

@@ -91,6 +91,7 @@ class Policy:
 
     per_request: n_max, most nodes that the SLO phase gives one request. order: who comes first in the SLO phase.
     learner: is told of every step; None if the policy remembers nothing.
+    coupled: whether drafts are ranked by the noise of the target's draws too.
     """
 
     name: str
@@ -100,3 +101,4 @@ class Policy:
     order: Order = Order.NEEDIEST
     discipline: Discipline = FIRST_COME
     learner: Learner | None = None
+    coupled: bool = False

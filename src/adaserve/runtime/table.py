@@ -100,7 +100,7 @@ class SamplingTable:
         self._write(
             slot,
             (sampling.temperature, sampling.top_p, sampling.min_p, *penalties),
-            (_signed(placement.seed), placement.choice, sampling.top_k, placement.prompt_length, shortest),
+            (signed_word(placement.seed), placement.choice, sampling.top_k, placement.prompt_length, shortest),
             traits.edits_logits,
         )
         if traits.bias or (slot in self._traits and self._traits[slot].bias):
@@ -131,7 +131,7 @@ class SamplingTable:
         return union
 
 
-def _signed(seed: int) -> int:
+def signed_word(seed: int) -> int:
     """The 64-bit word of a seed as int64 holds it."""
     return (seed + 2**63) % 2**64 - 2**63
 

@@ -129,6 +129,7 @@ class Scheduler:
             depth=depth,
             width=share.width,
             predicted=predicted,
+            coupled=self._policy.coupled,
         )
 
     def record(self, outcome: StepOutcome, now: float) -> list[Progress]:

@@ -10,13 +10,12 @@ Catch-up chunks (prompts, d = 0 periods) ride along with pass 1.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from adaserve.cache.pool import KVPool
-from adaserve.kernels.top import top_tokens
 from adaserve.models.decoder import Decoder
 from adaserve.runtime.capture import Capture, places, reach
 from adaserve.runtime.passes import Passes
@@ -24,8 +23,18 @@ from adaserve.runtime.slots import SlotTable
 from adaserve.runtime.transfer import stage, upload
 from adaserve.speculation.beam import Beam
 from adaserve.speculation.drafter import Gained
+from adaserve.speculation.ranking import Ranking
 from adaserve.step import Chunk, Placement, StepPlan, draft_work
 from adaserve.tree import CandidateTree, DraftTree
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What trees to grow: how deep, how wide, and whether ranked by the noise of the target's draws."""
+
+    depth: int
+    width: int
+    coupled: bool
 
 
 @dataclass(frozen=True)
@@ -33,16 +42,17 @@ class Prepared:
     """Trees of slots that were grown before a step asked for them, each to the full depth.  tree [p, D * w]"""
 
     slots: tuple[int, ...]
-    width: int
+    growth: Growth
     tree: CandidateTree
 
-    def serves(self, slots: Sequence[int], depth: int, width: int) -> bool:
+    def serves(self, slots: Sequence[int], growth: Growth) -> bool:
         """Whether such trees are among these."""
-        return width == self.width and depth * width <= self.tree.token.shape[1] and set(slots) <= set(self.slots)
+        deep_enough = growth.depth <= self.growth.depth
+        return deep_enough and replace(growth, depth=self.growth.depth) == self.growth and set(slots) <= set(self.slots)
 
     def part(self, slots: Sequence[int], room: Tensor, depth: int) -> CandidateTree:
         """The trees of some slots [a], no deeper than asked for; room [a]: deepest node that each may use.  [a, d * w]"""
-        tree, columns = self.tree, depth * self.width
+        tree, columns = self.tree, depth * self.growth.width
         index = stage([self.slots.index(slot) for slot in slots], tree.token.device).to(tree.token.device, non_blocking=True)
         token, parent, depths, prob, source = (
             x[index, :columns] for x in (tree.token, tree.parent, tree.depth, tree.path_prob, tree.source)
@@ -68,16 +78,13 @@ class ModelDrafter:
         self._capture = capture
         self._vocabulary = vocabulary
         self._prepared: Prepared | None = None
-        self._inverse_temperature = torch.ones(
-            slots + 1, dtype=torch.float64, device=decoder.device
-        )  # [slots + 1], the spare one last
+        self._ranking = Ranking(slots, decoder.device)
 
     def place(self, placement: Placement) -> None:
-        """Remember the request's temperature: f is the draft's probability under it, at temperature 0 under 1."""
+        """Remember how the request draws."""
         if self._prepared is not None and placement.slot in self._prepared.slots:
             self._prepared = None  # it is of the slot's former request
-        temperature = placement.sampling.temperature
-        self._inverse_temperature[placement.slot].fill_(1 / temperature if temperature > 0 else 1.0)
+        self._ranking.place(placement)
 
     def release(self, slot: int) -> None:
         """Nothing is kept for a slot but its rows in the pool, which the next request overwrites."""
@@ -93,7 +100,8 @@ class ModelDrafter:
         first = [chunk for chunk in plan.drafting if chunk is not None and plan.depth > 0]
         chunks = [*first, *plan.catch_up]
         tail_start = self._pool.tail_start
-        slots = [chunk.slot for chunk in first]
+        slots = tuple(chunk.slot for chunk in first)
+        growth = self._growth(plan, slots)
         slot = stage(slots, table.device)  # [a] slots of the active requests
         room = stage([plan.room[i] for i in active], table.device)  # [a]
         if table.spare is None:
@@ -104,7 +112,7 @@ class ModelDrafter:
             if not active:
                 return CandidateTree.empty(n, table.device)
             last = upload([chunk.length for chunk in first], table.device).cumsum(0) - 1  # [a]
-            tree = self._grow(hidden[last], slot, room, table, plan.depth, plan.width, longest)
+            tree = self._grow(hidden[last], slot, room, table, growth, longest)
         else:
             # Shapes that the host knows beforehand: everybody reads two tokens, whether the draft knows the first or not.
             behind = [*plan.catch_up, *(Chunk(c.slot, c.start, c.length - 2) for c in first if c.length > 2)]
@@ -113,11 +121,11 @@ class ModelDrafter:
             if not active:
                 return CandidateTree.empty(n, table.device)
             prepared, self._prepared = self._prepared, None
-            if prepared is not None and prepared.serves(slots, plan.depth, plan.width):
+            if prepared is not None and prepared.serves(slots, growth):
                 tree = prepared.part(slots, room, plan.depth)
             else:
                 rooms = [plan.room[i] for i in active]
-                tree = self._speculate(slots, rooms, table, plan.depth, plan.width, _reach(first))
+                tree = self._speculate(slots, rooms, table, growth, _reach(first))
         return _spread(tree, active, n)
 
     def prepare(self, plan: StepPlan, table: SlotTable) -> None:
@@ -129,10 +137,15 @@ class ModelDrafter:
         slots = tuple(chunk.slot for chunk in chunks)
         longest = _reach(chunks) + plan.depth + 1
         rooms = [plan.depth] * len(slots)
-        self._prepared = Prepared(slots, plan.width, self._speculate(slots, rooms, table, plan.depth, plan.width, longest))
+        growth = self._growth(plan, slots)
+        self._prepared = Prepared(slots, growth, self._speculate(slots, rooms, table, growth, longest))
+
+    def _growth(self, plan: StepPlan, slots: tuple[int, ...]) -> Growth:
+        """The trees that a step grows for these slots; noise costs nothing where nobody draws at random."""
+        return Growth(plan.depth, plan.width, plan.coupled and self._ranking.draws(slots))
 
     def _speculate(
-        self, slots: Sequence[int], rooms: Sequence[int], table: SlotTable, depth: int, width: int, longest: int
+        self, slots: Sequence[int], rooms: Sequence[int], table: SlotTable, growth: Growth, longest: int
     ) -> CandidateTree:
         """The whole speculation of slots whose draft lags by two tokens at most, as one captured call.  [a, d * w]
 
@@ -145,9 +158,9 @@ class ModelDrafter:
 
         def run(slot: Tensor, room: Tensor) -> CandidateTree:
             hidden = self._passes.plain(table.last_batch(slot, self._pool.tail_start), bound)  # [2 a, hidden]
-            return self._grow(hidden[1::2], slot, room, table, depth, width, bound)
+            return self._grow(hidden[1::2], slot, room, table, growth, bound)
 
-        tree = self._capture(("speculate", depth, width, bound), run, slot, room)
+        tree = self._capture(("speculate", growth, bound), run, slot, room)
         fields = tree.token, tree.parent, tree.depth, tree.path_prob, tree.source
         return tree if idle == 0 else CandidateTree(*(x[:count] for x in fields))
 
@@ -162,25 +175,20 @@ class ModelDrafter:
     def learn(self, plan: StepPlan, gained: Gained) -> None:
         """Nothing: the tokens are read when they are drafted from."""
 
-    def _grow(
-        self, hidden: Tensor, slot: Tensor, room: Tensor, table: SlotTable, depth: int, width: int, longest: int
-    ) -> CandidateTree:
+    def _grow(self, hidden: Tensor, slot: Tensor, room: Tensor, table: SlotTable, growth: Growth, longest: int) -> CandidateTree:
         """The beam's d steps from the roots' hidden states [a, hidden]; slot, room [a].  [a, d * w]"""
-        beam = Beam(width, room, torch.ones_like(room, dtype=torch.bool))
-        rows = beam.extend(*self._likeliest(hidden, slot, width))
-        for step in range(1, depth):
+        beam = Beam(growth.width, room, torch.ones_like(room, dtype=torch.bool))
+
+        def likeliest(hidden: Tensor, depth: int) -> tuple[Tensor, Tensor]:
+            logits = self._decoder.logits(hidden, self._vocabulary)  # [a * r, V]
+            return self._ranking.likeliest(logits, slot, table, depth, growth.width, growth.coupled)
+
+        rows = beam.extend(*likeliest(hidden, 1))
+        for step in range(1, growth.depth):
             batch = table.beam_batch(slot, rows.token, rows.mask, rows.tail, step, self._pool.tail_start)
             hidden = self._passes.plain(batch, longest)  # [a * w, hidden]
-            rows = beam.extend(*self._likeliest(hidden, slot, width))
+            rows = beam.extend(*likeliest(hidden, step + 1))
         return beam.tree()
-
-    def _likeliest(self, hidden: Tensor, slot: Tensor, width: int) -> tuple[Tensor, Tensor]:
-        """The w likeliest next tokens of every row [a * r, hidden] with log-probabilities: [a, r, w] each."""
-        a = slot.shape[0]
-        scale = self._inverse_temperature[slot].repeat_interleave(hidden.shape[0] // a)  # [a * r]
-        logits = self._decoder.logits(hidden, self._vocabulary)  # [a * r, V]
-        token, log_prob = top_tokens(logits, scale, min(width, logits.shape[1]))
-        return token.view(a, -1, token.shape[1]), log_prob.view(a, -1, token.shape[1])
 
 
 def _reach(chunks: Sequence[Chunk]) -> int:

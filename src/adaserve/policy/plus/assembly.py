@@ -26,4 +26,5 @@ def make_plus(
     selection: Selection = SloSelection()
     if parts.calibrated or parts.priced or parts.attaining:
         selection = SurplusSelection(constants.urgency, calibration if parts.calibrated else None)
-    return Policy(name, scheduling, selection, per_request=min(paper.per_request, MAX_NODES), learner=scheduling)
+    most = min(paper.per_request, MAX_NODES)
+    return Policy(name, scheduling, selection, per_request=most, learner=scheduling, coupled=parts.coupled)

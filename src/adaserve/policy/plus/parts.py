@@ -13,12 +13,14 @@ class Parts:
     priced: depth and nodes follow from what they cost and bring; otherwise the paper's Eq. 8 and 9 and a fixed budget.
     attaining: the target that a request still can meet is what its tokens are for; otherwise the paper's largest need first.
     slack_chunks: prompt rows as the running requests' slack allows; otherwise a fixed number.
+    coupled: drafts are ranked by the noise of the target's draws too.
     """
 
     calibrated: bool = True
     priced: bool = True
     attaining: bool = True
     slack_chunks: bool = True
+    coupled: bool = True
 
     def without(self, name: str) -> "Parts":
         """The same with one part left out. Raises InvalidConfig, naming the parts there are."""
