@@ -1,7 +1,6 @@
 """What a step costs on one GPU, beside what the machine could do: the table of targets, measured in a few minutes.
 
-The target has the 32b shape, grown in memory from a small model so that its function stays; the draft is the small model with
-noise on its weights. So texts and acceptance are real ones, and weights and KV are as large as a large model's.
+The models are those of gpu_models.py: a target of the 32b shape that computes what a small model does, and a draft for it.
 
     floor      a device copy; the matrix products of one pass alone, by rows
     pass       the target's whole pass, by rows; where 64 rows spend it, by kernel
@@ -19,7 +18,6 @@ Times are medians of graph replays between device events. The last line is one J
 import argparse
 import gc
 import json
-import random
 import statistics
 import sys
 import time
@@ -28,10 +26,10 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
+from gpu_models import Bench, add_model_options, build
 
 from adaserve.assembly import Models, Sizes, assemble_engine, make_executor
 from adaserve.attention.paged import attend
@@ -44,13 +42,6 @@ from adaserve.latency import budget_from
 from adaserve.measure import measure_profile
 from adaserve.models.config import ModelConfig
 from adaserve.models.decoder import Decoder
-from adaserve.models.grow import SHAPES, GrownWeights, grown_config
-from adaserve.models.load import open_model
-from adaserve.models.random import noisy_copy, random_weights
-from adaserve.models.registry import Format, ModelSource
-from adaserve.models.rope import Rope
-from adaserve.models.tokenizer import load_tokenizer
-from adaserve.models.weights import EMBEDDING, HEAD, assemble
 from adaserve.policy.adaptive import Constants
 from adaserve.policy.library import Overrides, make_policy
 from adaserve.request import Request, SamplingParams, Targets
@@ -58,25 +49,8 @@ from adaserve.runtime.batch import TAIL_ROWS, ForwardBatch
 from adaserve.runtime.passes import GraphPasses
 from adaserve.runtime.slots import SlotTable
 from adaserve.step import Chunk, Limits, PageGrant, Placement, StepPlan
-from adaserve.workload.prompts import prompts
 
-SMALL = ModelConfig(
-    family="llama", layers=30, hidden=576, heads=9, kv_heads=3, head_dim=64, intermediate=1536, vocab_size=49152, eps=1e-5,
-    rope=Rope(100000.0), max_positions=8192, tie_embeddings=True,
-)  # fmt: skip
 PAGE = 16
-LENGTH = 8192
-"""Longest sequence."""
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What all sections measure with."""
-
-    target: Decoder
-    draft: Decoder
-    prompt: Callable[[int, int], tuple[int, ...]]  # number of the prompt and its length -> tokens
-    full: bool
 
 
 def milliseconds(run: Callable[[], object], repeats: int = 20, warm_up: int = 3) -> float:
@@ -294,17 +268,45 @@ def serve_requests(engine: Engine, requests: list[Request]) -> tuple[Served, dic
 def requests_of(bench: Bench, count: int, prompt: int, output: int) -> list[Request]:
     """Greedy requests with prompts and outputs of given lengths."""
     sampling = SamplingParams(max_tokens=output, temperature=0.0, ignore_eos=True)
-    return [Request(f"{i}", bench.prompt(i, prompt), sampling, Targets(), seed=i, arrived=0.0) for i in range(count)]
+    return [Request(f"{i}", bench.prompt(i, prompt), sampling, Targets(tpot=0.001), seed=i, arrived=0.0) for i in range(count)]
 
 
 SINGLE = ((0, 1), (3, 3), (4, 3), (5, 4), (6, 4), (8, 3))
 """Depths and widths that one request alone tries; the first is plain decoding."""
 
+
+@dataclass(frozen=True)
+class Setting:
+    """How a crowd is served. rows: of a verification pass. depth, width: of everybody's tree; None follows Eq. 8 and 9."""
+
+    policy: str
+    rows: int
+    depth: int | None
+    width: int | None
+
+    def __str__(self) -> str:
+        tree = "depth and width by load" if self.depth is None else f"{self.depth} x {self.width}"
+        return f"{self.policy}, {self.rows} rows, {tree}"
+
+
 CROWDS = {
-    64: ((0, 1, 64), (2, 2, 128), (3, 2, 128), (3, 2, 192), (4, 2, 192)),
-    128: ((0, 1, 128), (2, 1, 192), (2, 2, 256)),
+    64: (
+        Setting("continuous", 64, 0, 1),
+        Setting("throughput", 192, 2, 2),
+        Setting("throughput", 192, 3, 2),
+        Setting("throughput", 192, None, None),
+        Setting("adaserve", 192, None, None),
+        Setting("adaserve", 256, None, None),
+    ),
+    128: (
+        Setting("continuous", 128, 0, 1),
+        Setting("throughput", 256, 2, 2),
+        Setting("throughput", 256, None, None),
+        Setting("adaserve", 256, None, None),
+        Setting("adaserve", 384, None, None),
+    ),
 }
-"""For so many requests at once: depths, widths and rows of a verification pass; the first is plain decoding."""
+"""How so many requests at once are served; the first is plain decoding. All state a target that none can meet."""
 
 
 @dataclass(frozen=True)
@@ -315,19 +317,31 @@ class Bed:
     sizes: Sizes
     executor: DeviceExecutor
 
-    def engine(self, depth: int, width: int, rows: int) -> Engine:
-        """Plain batching at depth 0, otherwise trees of a fixed size, likeliest nodes first."""
-        constants = Constants(rows, max(1, rows), depth_max=max(depth, 1), prompt_rows=2048, idle_prompt_rows=4096)
-        overrides = Overrides(budget=rows, depth=depth, width=width) if depth else Overrides()
-        policy = make_policy("throughput" if depth else "continuous", constants, overrides)
-        profile = profile_named("h200-32b")
+    def engine(self, setting: Setting) -> Engine:
+        """An engine with an empty cache."""
+        constants = Constants(
+            setting.rows,
+            draft_rows=192,
+            depth_offset=-8,
+            depth_max=max(setting.depth or 0, 6),
+            prompt_rows=2048,
+            idle_prompt_rows=4096,
+        )
+        trees = setting.policy != "continuous"
+        overrides = Overrides(budget=setting.rows, depth=setting.depth, width=setting.width) if trees else Overrides()
         return assemble_engine(
-            self.models, self.sizes, policy, profile, clock=WallClock(), executor=self.executor, prefix_caching=False
+            self.models,
+            self.sizes,
+            make_policy(setting.policy, constants, overrides),
+            profile_named("h200-32b"),
+            clock=WallClock(),
+            executor=self.executor,
+            prefix_caching=False,
         )
 
-    def run(self, setting: tuple[int, int, int], requests: list[Request]) -> tuple[Served, dict[str, tuple[int, ...]]]:
+    def run(self, setting: Setting, requests: list[Request]) -> tuple[Served, dict[str, tuple[int, ...]]]:
         """Serve requests that come at once."""
-        return serve_requests(self.engine(*setting), requests)
+        return serve_requests(self.engine(setting), requests)
 
 
 def serve(bench: Bench) -> dict[str, Any]:
@@ -337,15 +351,21 @@ def serve(bench: Bench) -> dict[str, Any]:
     found = {"single": _alone(bed, bench), "crowds": {str(n): _crowd(bed, bench, n) for n in CROWDS}}
     if bench.full:
         print("  64 requests speculating, by kernel:")
-        print_kernels(by_kernel(lambda: bed.run((4, 2, 192), requests_of(bench, 64, 64, 24)), 1), 40)
+        print_kernels(by_kernel(lambda: bed.run(Setting("throughput", 192, 3, 2), requests_of(bench, 64, 64, 24)), 1), 40)
+        print("  one request, plain, 24 steps, by kernel:")
+        print_kernels(by_kernel(lambda: bed.run(_single(0, 1), requests_of(bench, 1, 16, 24)), 1), 60)
     return found
+
+
+def _single(depth: int, width: int) -> Setting:
+    return Setting("throughput" if depth else "continuous", 1 + depth * width, depth, width)
 
 
 def _alone(bed: Bed, bench: Bench) -> dict[str, Any]:
     found: dict[str, Any] = {}
     plain: list[dict[str, tuple[int, ...]]] = []
     for depth, width in SINGLE if bench.full else SINGLE[:2]:
-        setting = depth, width, 1 + depth * width
+        setting = _single(depth, width)
         bed.run(setting, requests_of(bench, 1, 256, 24))
         runs = [bed.run(setting, [request]) for request in requests_of(bench, 3, 256, 192)]
         texts = [text for _, text in runs]
@@ -366,13 +386,12 @@ def _crowd(bed: Bed, bench: Bench, count: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     plain: dict[str, tuple[int, ...]] = {}
     for setting in CROWDS[count] if bench.full else CROWDS[count][:2]:
-        bed.run(setting, requests_of(bench, count, 256, 12))
+        bed.run(setting, requests_of(bench, count, 256, 192))  # captures the graphs of all sizes on the way
         served, texts = bed.run(setting, requests_of(bench, count, 256, 192))
         plain = plain or texts
         differ = sum(plain[name] != text for name, text in texts.items())
-        name = "{} x {}, {} rows".format(*setting)
-        found[name] = {**vars(served), "tokens_s": served.tokens / served.seconds, "texts_that_differ": differ}
-        print(f"  {count} at once, {name}: {served.tokens / served.seconds:.0f} tokens/s, {differ} texts differ, {served}")
+        found[str(setting)] = {**vars(served), "tokens_s": served.tokens / served.seconds, "texts_that_differ": differ}
+        print(f"  {count} at once, {setting}: {served.tokens / served.seconds:.0f} tokens/s, {differ} texts differ, {served}")
     return found
 
 
@@ -429,53 +448,17 @@ def _free() -> None:
     torch.cuda.empty_cache()
 
 
-def build(args: argparse.Namespace) -> Bench:
-    """Grow the target on the device and make the draft."""
-    begin = time.perf_counter()
-    if args.model is None:
-        small, weights = SMALL, {k: v.bfloat16() for k, v in random_weights(replace(SMALL, layers=args.layers), 0).items()}
-        small = replace(SMALL, layers=args.layers)
-        draw = random.Random(0)
-        texts = [draw.choices(range(small.vocab_size), k=LENGTH)]
-    else:
-        source = ModelSource("small", Format.GGUF, args.model)
-        small, opened = open_model(source)
-        weights = {name: opened[name].bfloat16() for name in opened}
-        tokenizer = load_tokenizer(source)
-        texts = [tokenizer.encode(p) for kind in ("coding", "chat", "summarization") for p in prompts(kind)]
-        random.Random(0).shuffle(texts)
-    shape = SHAPES[args.shape] if args.target_layers is None else replace(SHAPES[args.shape], layers=args.target_layers)
-    config = grown_config(small, shape)
-    grown = GrownWeights(small, weights, config, dtype=torch.bfloat16, device="cuda")
-    target = assemble(config, grown, "grown", dtype=torch.bfloat16, device="cuda", positions=LENGTH)
-    matrices = {k: v.float() for k, v in weights.items() if v.dim() == 2 and k not in (EMBEDDING, HEAD)}
-    noisy = {k: v.bfloat16() for k, v in noisy_copy(matrices, args.noise, 1).items()}
-    draft_model = assemble(small, {**weights, **noisy}, "noisy", dtype=torch.bfloat16, device="cuda", positions=LENGTH)
-    torch.cuda.synchronize()
-    print(f"built in {time.perf_counter() - begin:.1f} s, {torch.cuda.memory_allocated() / 1e9:.1f} GB", flush=True)
-
-    def prompt(number: int, length: int) -> tuple[int, ...]:
-        """The last tokens of prompts one after the other, from prompt `number` on."""
-        tokens: list[int] = []
-        while len(tokens) < length:
-            tokens = texts[number % len(texts)] + tokens
-            number += 1
-        return tuple(tokens[-length:])
-
-    return Bench(target, draft_model, prompt, not args.quick)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="the small model's .gguf file")
-    parser.add_argument("--shape", choices=SHAPES, default="32b")
-    parser.add_argument("--noise", type=float, default=0.1, help="on the draft's weights, in their standard deviations")
+    add_model_options(parser)
     parser.add_argument("--only", default=",".join(SECTIONS), help="sections, separated by commas")
-    parser.add_argument("--quick", action="store_true", help="fewer points")
-    parser.add_argument("--layers", type=int, default=SMALL.layers, help="of the small model, without --model")
-    parser.add_argument("--target-layers", type=int, help="instead of the shape's own")
     args = parser.parse_args()
-    found: dict[str, Any] = {"torch": torch.__version__, "device": torch.cuda.get_device_name(), "shape": args.shape}
+    found: dict[str, Any] = {
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(),
+        "shape": args.shape,
+        "draft": args.draft,
+    }
     bench = build(args)
     for name in args.only.split(","):
         begin = time.perf_counter()

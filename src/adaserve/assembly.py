@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from functools import partial
 
+from adaserve.attention.paged import prepare
 from adaserve.cache.pool import KVPool
 from adaserve.clock import Clock
 from adaserve.engine import Engine
 from adaserve.executor.device import DeviceExecutor
+from adaserve.executor.executor import Executor
 from adaserve.kernels.gpu import KERNEL_DTYPES
 from adaserve.latency import LatencyModel, Profile
 from adaserve.models.decoder import Decoder
@@ -22,6 +24,7 @@ from adaserve.speculation.drafter import Drafter
 from adaserve.speculation.lookup import LookupDrafter
 from adaserve.speculation.model import ModelDrafter
 from adaserve.speculation.ngram import NgramDrafter
+from adaserve.step import Chunk
 
 
 @dataclass(frozen=True)
@@ -71,12 +74,16 @@ def make_executor(models: Models, sizes: Sizes, clock: Clock, *, padded: bool | 
     def passes(decoder: Decoder, pool: KVPool) -> Passes:
         if not graphs:
             return PlainPasses(decoder, pool)
+        first = table.known_batch([Chunk(sizes.slots, 0, 1)], pool.tail_start)  # the spare slot's
+        prepare(pool.keys[0], pool.values[0], first, decoder.config.heads // decoder.config.kv_heads)
         return GraphPasses(decoder, pool, pool.tail_start + sizes.slots * TAIL_ROWS)
 
     drafter: Drafter | None = None
     if models.draft is not None:
         pool = models.draft.new_pool(**pages)
-        drafter = ModelDrafter(models.draft, pool, passes(models.draft, pool), capture, sizes.slots, models.draft_vocabulary)
+        # Of a shared target all ranks keep the same graphs, so that they capture in the same steps. Only one rank drafts.
+        own: Capture = GraphCapture(device) if graphs and models.target.group.size > 1 else capture
+        drafter = ModelDrafter(models.draft, pool, passes(models.draft, pool), own, sizes.slots, models.draft_vocabulary)
     elif models.lookup:
         drafter = LookupDrafter(NgramDrafter())
     pool = models.target.new_pool(**pages)
@@ -99,7 +106,7 @@ def assemble_engine(
     profile: Profile,
     *,
     clock: Clock,
-    executor: DeviceExecutor | None = None,
+    executor: Executor | None = None,
     prefix_caching: bool = True,
 ) -> Engine:
     """Build an engine from decoders in memory. `executor`: one made before for these models and sizes, or None to make it."""

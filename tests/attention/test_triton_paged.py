@@ -11,7 +11,7 @@ from torch import Tensor
 from adaserve.attention.paged import attend_reference
 from adaserve.attention.tiling import splits, tile, tile_count, tile_height
 from adaserve.runtime.batch import TAIL_ROWS, ForwardBatch, Tiles
-from tests.devices import DEVICE, needs_triton
+from tests.devices import DEVICE, needs_gpu, needs_triton
 
 SLOTS = 5
 
@@ -130,3 +130,18 @@ def test_splits_fill_the_processors_and_no_more():
     assert splits(8, 4096) == 16
     assert splits(8, 10**6) == 32
     assert splits(256, 7000) == 4
+
+
+@needs_gpu
+def test_nothing_is_compiled_once_all_variants_are(kernels):
+    """Whatever the sizes of a batch: a compilation in the middle of serving would hold up everybody for a second."""
+    keys, values = pool(make([[(1, 0)]], page_size=16, longest=150, seed=0)[1], 2, 64, torch.bfloat16, 0)
+    one, _ = make([[(1, 0)]], page_size=16, longest=150, seed=0)
+    kernels.compile_all(keys.new_zeros(1, 10, 64), keys, values, one)
+    before = [len(kernel.device_caches[0][0]) for kernel in (kernels._attend_kernel, kernels._merge_kernel)]
+    for count in (1, 3, 7, 40):
+        for parts in (1, 4, 32):
+            batch, _ = make([[(100, 5)] * count, [(3, 0)]], page_size=16, longest=150, seed=0)
+            q = torch.randn(count + 1, 10, 64, device=DEVICE, dtype=torch.bfloat16)
+            kernels.attend(q, keys, values, batch, replace(tile(batch, group=5, kv_heads=2, longest=150), splits=parts), 0.1)
+    assert [len(kernel.device_caches[0][0]) for kernel in (kernels._attend_kernel, kernels._merge_kernel)] == before

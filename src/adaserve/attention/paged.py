@@ -82,3 +82,15 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, batch: ForwardBatch, scale: 
         out.data_ptr(),
     )
     return out
+
+
+def prepare(keys: Tensor, values: Tensor, batch: ForwardBatch, group: int) -> None:
+    """On a GPU, compile all that `attend` may need with these, so that no request waits for it; elsewhere there is nothing to do.
+
+    keys, values [R, KH, hd]: one layer's pool, which is not touched; batch: any of one row; group: query heads a key-value head.
+    """
+    if on_gpu(keys):
+        from adaserve.attention import triton_paged
+
+        q = keys.new_zeros(1, keys.shape[1] * group, keys.shape[2])  # [1, H, hd]
+        triton_paged.compile_all(q, keys, values, batch)

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from adaserve.attention.tiling import FEWEST_LANES, LANES, MOST_SPLITS
 from adaserve.runtime.batch import TAIL_ROWS, ForwardBatch, Tiles
 
 
@@ -28,12 +29,16 @@ def _fold(score, v, best, mass, acc):
     return fresh, mass, acc
 
 
-@triton.jit
+# Compiled anew for none of these: a compilation in the middle of serving takes a second.
+_INDICES = ["tile_slot", "tile_first", "tile_rows", "tile_reach", "tile_nodes", "prefix", "mask", "pages"]
+
+
+@triton.jit(do_not_specialize=["pages_stride", "tail_start", "splits"], do_not_specialize_on_alignment=_INDICES)
 def _attend_kernel(
     q, keys, values, out, partial, log_mass, tile_slot, tile_first, tile_rows, tile_reach, tile_nodes, prefix, mask, pages,
-    pages_stride, tail_start, scale,
+    pages_stride, tail_start, scale, splits,
     PAGE: tl.constexpr, GROUP: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, TAIL: tl.constexpr,
-    SPLITS: tl.constexpr, M: tl.constexpr, N: tl.constexpr, D: tl.constexpr,
+    WHOLE: tl.constexpr, M: tl.constexpr, N: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0)
     head = tl.program_id(1)
@@ -56,7 +61,7 @@ def _attend_kernel(
         bits = tl.load(mask + row, mask=live, other=0)
         # The tail's rows are asked for before the prefix, to be there when it is done; what no row of the tile names is not read.
         node = tl.arange(0, TAIL)
-        tail = (split == SPLITS - 1) & (nodes != 0)
+        tail = (split == splits - 1) & (nodes != 0)
         used = (((nodes >> node) & 1) != 0) & tail
         place = ((tail_start + slot * TAIL + node) * KV_HEADS + head) * HEAD_DIM
         tail_k = tl.load(keys + place[None, :] + d[:, None], mask=used[None, :] & wide[:, None], other=0.0)
@@ -65,7 +70,7 @@ def _attend_kernel(
         mass = tl.zeros((M, N), tl.float32)
         acc = tl.zeros((M, D), tl.float32)
 
-        share = tl.cdiv(tl.cdiv(longest, N), SPLITS) * N
+        share = tl.cdiv(tl.cdiv(longest, N), splits) * N
         stop = tl.minimum(share * (split + 1), longest)
         for base in range(share * split, stop, N):
             position = base + tl.arange(0, N)
@@ -93,26 +98,26 @@ def _attend_kernel(
 
         result = acc / tl.where(total == 0.0, 1.0, total)[:, None]
         store = live[:, None] & wide[None, :]
-        if SPLITS == 1:
+        if WHOLE:
             tl.store(out + at[:, None] * HEAD_DIM + d[None, :], result.to(out.dtype.element_ty), mask=store)
         else:
-            part = at * SPLITS + split
+            part = at * splits + split
             tl.store(partial + part[:, None] * HEAD_DIM + d[None, :], result, mask=store)
             tl.store(log_mass + part, tl.where(total == 0.0, float("-inf"), best + tl.log2(total)), mask=live)
 
 
-@triton.jit
-def _merge_kernel(partial, log_mass, out, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, SPLITS: tl.constexpr,
+@triton.jit(do_not_specialize=["splits"])
+def _merge_kernel(partial, log_mass, out, splits, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
                   S: tl.constexpr, D: tl.constexpr):  # fmt: skip
     at = tl.program_id(0).to(tl.int64) * HEADS + tl.program_id(1)
     s = tl.arange(0, S)
     d = tl.arange(0, D)
     wide = d < HEAD_DIM
-    weight = tl.load(log_mass + at * SPLITS + s, mask=s < SPLITS, other=float("-inf"))
+    weight = tl.load(log_mass + at * splits + s, mask=s < splits, other=float("-inf"))
     best = tl.max(weight, axis=0)
     weight = tl.exp2(weight - tl.where(best == float("-inf"), 0.0, best))
-    there = (s < SPLITS)[:, None] & wide[None, :]
-    part = tl.load(partial + (at * SPLITS + s)[:, None] * HEAD_DIM + d[None, :], mask=there, other=0.0)
+    there = (s < splits)[:, None] & wide[None, :]
+    part = tl.load(partial + (at * splits + s)[:, None] * HEAD_DIM + d[None, :], mask=there, other=0.0)
     part = tl.where((weight > 0.0)[:, None] | (weight != weight)[:, None], part, 0.0)
     total = tl.sum(weight, axis=0)
     merged = tl.sum(part * weight[:, None], axis=0) / tl.where(total == 0.0, 1.0, total)
@@ -137,15 +142,28 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, batch: ForwardBatch, tiles: 
     _attend_kernel[(tiles.slot.shape[0], kv_heads, splits)](
         q, keys, values, out, partial, log_mass, tiles.slot, tiles.first, tiles.rows,
         tiles.reach, tiles.nodes, batch.prefix, batch.mask, batch.pages, batch.pages.stride(0), batch.tail_start,
-        scale * 1.4426950408889634,
+        scale * 1.4426950408889634, splits,
         batch.page_size, group, kv_heads, head_dim, TAIL_ROWS,
-        splits, tile_lanes(tiles.height, group), block, wide, num_warps=warps, num_stages=stages,
+        splits == 1, tile_lanes(tiles.height, group), block, wide, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     if splits > 1:
-        _merge_kernel[(rows, heads)](
-            partial, log_mass, out, heads, head_dim, splits, triton.next_power_of_2(splits), wide, num_warps=1
-        )
+        _merge_kernel[(rows, heads)](partial, log_mass, out, splits, heads, head_dim, MOST_SPLITS, wide, num_warps=4)
     return out
+
+
+def compile_all(q: Tensor, keys: Tensor, values: Tensor, batch: ForwardBatch) -> None:
+    """Compile every variant of the kernels for such tensors, so that no request waits for it: q [1, H, hd], a batch of one row.
+
+    keys, values: as of `attend`; they are not touched.
+    """
+    group = q.shape[1] // keys.shape[1]
+    nothing = torch.zeros(1, dtype=torch.int64, device=q.device)  # [1]
+    lanes = FEWEST_LANES
+    while lanes <= max(LANES, tile_lanes(1, group)):
+        for splits in (1, 2):
+            tiles = Tiles(nothing, nothing, nothing, nothing, nothing, max(1, lanes // group), splits)
+            attend(q, keys, values, batch, tiles, 1.0)
+        lanes *= 2
 
 
 def launch_shape(wide: int, splits: int) -> tuple[int, int, int]:

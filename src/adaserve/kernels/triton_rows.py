@@ -76,7 +76,7 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["position", "dest"])
 def _rotate_kernel(
     qkv, cos, sin, position, dest, keys, values, q_norm, k_norm, q, eps,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, AT_ONCE: tl.constexpr,
@@ -149,7 +149,7 @@ def rotate_and_store(
     return q
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["layer_stride"], do_not_specialize_on_alignment=["source", "dest"])
 def _move_kernel(pool, source, dest, layer_stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     a = tl.load(source + tl.program_id(0))
     b = tl.load(dest + tl.program_id(0))

@@ -129,6 +129,8 @@ class ChainSelection:
         """Choose all candidates, or as many of the shallowest as fit; `need` is not looked at."""
         n, columns = candidates.path_prob.shape
         real = candidates.path_prob > 0  # [n, N]
+        if n * columns == 0:
+            return Selected(real, real)
         real &= real.cumsum(1) <= MAX_NODES
         if n * columns > limits.nodes:
             depth = candidates.depth.masked_fill(~real, columns + 1)  # [n, N], padding last

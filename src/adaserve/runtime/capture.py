@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-MOST_GRAPHS = 160
+MOST_GRAPHS = 192
 """Graphs that are kept; beyond, the one that was not used for the longest time goes."""
 REMEMBERED = 4096
 """Keys that were seen once."""
@@ -46,8 +46,9 @@ class Plainly:
 
 
 def reach(longest: int) -> int:
-    """A bound on contexts that seldom changes, for keys: the next power of two."""
-    return 1 << max(longest - 1, SHORTEST_REACH - 1).bit_length()
+    """A bound on contexts that seldom changes, for keys: the next power of four. It decides how the context is shared out."""
+    bits = max(longest - 1, SHORTEST_REACH - 1).bit_length()
+    return 1 << bits + bits % 2
 
 
 def places(count: int) -> int:

@@ -18,12 +18,13 @@ from adaserve.attention.tiling import splits, tile, tile_count, tile_height
 from adaserve.cache.pool import KVPool
 from adaserve.models.decoder import Decoder
 from adaserve.runtime.batch import ForwardBatch
-from adaserve.runtime.capture import capture
+from adaserve.runtime.capture import capture, reach
 
 ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 80, 96, 112, 128, 144, 160, 192, 224, 256, 288, 320, 384, 448, 512)
 """Buckets of rows. Larger passes are long enough to be launched as they come."""
-GROUPS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-MOST_GRAPHS = 96
+GROUPS = (1, 2, 4, 8, 16, 32, 48, 72, 96, 144, 272, 528)
+"""Buckets of groups: few, for an empty one costs next to nothing. Beside the requests there are padding and prompt chunks."""
+MOST_GRAPHS = 128
 """Graphs that are kept; beyond, the one that was not used for the longest time goes."""
 
 
@@ -91,7 +92,7 @@ class GraphPasses:
         if bucket is None or places is None:
             return self.plain(batch, longest)
         programs = tile_count(bucket, places, tile_height(bucket, places, self._group)) * self._decoder.config.kv_heads
-        key = bucket, places, splits(programs, longest)
+        key = bucket, places, splits(programs, reach(longest))
         found = self._graphs.pop(key, None) or self._capture(batch, *key)
         self._graphs[key] = found  # the latest last
         self._load(found, batch)
