@@ -22,7 +22,9 @@ MACHINES = load_runner({"fast": 2.0, "slow": 0.5})
 class Bench:
     """An experiment and what it said; `played` counts the runs that were really made."""
 
-    def __init__(self, folder: Path | None, runner: Runner = MACHINES, stop: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self, folder: Path | None, runner: Runner = MACHINES, stop: Callable[[], bool] = lambda: False, jobs: int = 1
+    ) -> None:
         self.words = io.StringIO()
         self.played: list[str] = []
 
@@ -38,6 +40,7 @@ class Bench:
             clock=VirtualClock(),
             stop=stop,
             commit="abc",
+            jobs=jobs,
         )
 
 
@@ -100,3 +103,36 @@ def test_a_probe_cut_short_settles_nothing(tmp_path: Path) -> None:
     found = Bench(tmp_path, cut).experiment.capacities(["fast"], Point())
     assert found.speeds == {0.95: {}, 0.99: {}}
     assert [run.complete for run in found.probes] == [False]
+
+
+def test_with_several_processes_sweeps_and_searches_bring_the_same(tmp_path: Path) -> None:
+    points = [Point(0.5), Point(1.0), Point(2.0)]
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    alone, shared = Bench(tmp_path / "a"), Bench(tmp_path / "b", jobs=2)
+    assert shared.experiment.sweep(["fast", "slow"], points) == alone.experiment.sweep(["fast", "slow"], points)
+    assert shared.experiment.capacities(["fast", "slow"], Point()) == alone.experiment.capacities(["fast", "slow"], Point())
+    assert alone.played and not shared.played
+    again = Bench(tmp_path / "b", jobs=2)
+    assert len(again.experiment.sweep(["fast", "slow"], points)) == 6
+    assert "from an earlier start" in again.words.getvalue()
+
+
+def test_a_breakdown_in_another_process_keeps_what_was_measured_and_ends_it_all(tmp_path: Path) -> None:
+    def breaks(policy: str, workload: Workload, on_progress: Callable[[Progress], None]) -> Replay:
+        if policy == "fast":
+            return MACHINES(policy, workload, on_progress)
+        raise ReplayFailed(Replay((result("0", 0.02),), None, 1.0, 5.0, stopped=True)) from RuntimeError("out of memory")
+
+    bench = Bench(tmp_path, breaks, jobs=2)
+    runs = bench.experiment.sweep(["fast", "slow"], [Point(0.5)])
+    assert ("slow", False) in [(run.policy, run.complete) for run in runs]
+    assert "RuntimeError: out of memory" in str(bench.experiment.failure)
+    assert bench.experiment.capacities(["fast"], Point(3.0)).probes == ()
+
+
+def test_a_stop_in_the_middle_keeps_what_other_processes_had_done(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, jobs=2, stop=lambda: "fast, speed 1:" in bench.words.getvalue())
+    runs = bench.experiment.sweep(["fast"], [Point(1.0), *(Point(1.0 + k / 8) for k in range(1, 9))])
+    assert Point(1.0) in [run.point for run in runs] and len(runs) < 9
+    assert {run.point for run in RunStore(tmp_path, {}, BASELINE).runs} >= {run.point for run in runs}

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from adaserve.bench.runs import read_runs
 from adaserve.cli.main import main
 
 SHORT = ["simulate", "generated", "--duration", "6", "--rate", "4", "--profile", "a100x4-70b", "--acceptance", "smollm2-noise-t0"]
@@ -28,6 +29,15 @@ def test_the_same_command_brings_the_same_figures_each_policy_with_its_own_const
     assert "verify_rows=160" in made["adaserve"] and "token_budget=64" in made["sarathi"]
 
 
+def test_two_processes_bring_the_report_of_one(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    what = ["--policy", "spec:4", "adaserve", "--sweep", "rate=0.5,1"]
+    one = simulated(capsys, tmp_path / "one", *what)
+    two = simulated(capsys, tmp_path / "two", *what, "--jobs", "2")
+    assert one["runs"] == two["runs"] and len(one["runs"]) == 4
+    kept = [{(run.policy, run.point): run.results for run in read_runs(tmp_path / name)} for name in ("one", "two")]
+    assert kept[0] == kept[1]
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
@@ -37,6 +47,7 @@ def test_the_same_command_brings_the_same_figures_each_policy_with_its_own_const
         (["--policy", "best"], "choose one of adaserve"),
         (["--swap-acceptance", "coding=poetry"], "coding=chat"),
         (["--sweep", "load=1,2"], "rate=0.8"),
+        (["--jobs", "0"], "at least 1"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(

@@ -42,7 +42,11 @@ AXES: Mapping[str, Axes] = {
     "sarathi": {"token_budget": (64, 96, 128, 160, 192, 256, 320, 384, 512, 768, 1024)},
     "continuous": PROMPTS_ALONE,
     "spec": PROMPTS_ALONE,
-    "specinfer": {"tree_width": (1, 2, 3, 4), "tree_depth": (2, 3, 4, 5, 6, 8), **PROMPTS_ALONE},
+    "specinfer": {  # of width 1 it would be `spec`
+        "tree_width": (2, 3, 4),
+        "tree_depth": (2, 3, 4, 5, 6, 8),
+        **PROMPTS_ALONE,
+    },
     "priority": PROMPTS_ALONE,
     "vtc": PROMPTS_ALONE,
     "fastserve": {**PROMPTS_ALONE, "level_quantum": (4, 8, 16, 32, 64, 128), "level_patience": (0.5, 1.0, 2.0, 5.0)},

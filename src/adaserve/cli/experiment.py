@@ -49,9 +49,10 @@ def add_experiment_options(group: "argparse._ArgumentGroup") -> None:
     )
 
 
-def conduct(args: argparse.Namespace, source: Source, subject: Subject, stop: "Stop") -> int:
+def conduct(args: argparse.Namespace, source: Source, subject: Subject, stop: "Stop", jobs: int = 1) -> int:
     """Run points and searches as the options say, write the report, print it as one line; returns the exit status.
 
+    jobs: processes that share the runs, where these do not disturb one another.
     The baseline of earlier runs in --out goes before the one measured now, so that all have the same targets.
     """
     terminal = Terminal(sys.stderr)
@@ -72,6 +73,7 @@ def conduct(args: argparse.Namespace, source: Source, subject: Subject, stop: "S
         clock=WallClock(),
         stop=stop,
         commit=revision,
+        jobs=jobs,
     )
     runs: list[Run] = []
     found: Capacity | None = None

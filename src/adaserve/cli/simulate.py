@@ -58,15 +58,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="tuned policy constants, for all policies or for one (default: those shipped for the profile); repeatable",
     )
     add_scheduling_options(group)
+    group.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="processes that share the runs; the figures are the same (default: 1)"
+    )
     group.add_argument("--seed", type=int, default=DEFAULTS.seed, metavar="N", help="of all that is drawn (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Simulate; the last line on stdout is the report."""
+    if args.jobs < 1:
+        raise InvalidConfig(f"--jobs must be at least 1, got {args.jobs}")
     source = source_from(args)
     points_from(args)  # what is wrong with the sweeps shows before anything slow
     stop = Stop()
-    return conduct(args, source, subject(args, stop), stop)
+    return conduct(args, source, subject(args, stop), stop, args.jobs)
 
 
 def subject(args: argparse.Namespace, stop: Stop) -> Subject:
