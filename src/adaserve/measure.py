@@ -9,7 +9,7 @@ from adaserve.assembly import Models, Sizes, assemble_engine
 from adaserve.clock import WallClock
 from adaserve.engine import Engine
 from adaserve.errors import InvalidModel
-from adaserve.executor.device import DeviceExecutor
+from adaserve.executor.executor import Executor
 from adaserve.executor.profiler import Profiler
 from adaserve.latency import Profile
 from adaserve.policy.adaptive import Constants
@@ -17,9 +17,7 @@ from adaserve.policy.library import make_policy
 from adaserve.request import Request, SamplingParams, Targets
 
 
-def measure_profile(
-    models: Models, sizes: Sizes, executor: DeviceExecutor, name: str, progress: Callable[[str], None]
-) -> Profile:
+def measure_profile(models: Models, sizes: Sizes, executor: Executor, name: str, progress: Callable[[str], None]) -> Profile:
     """Measure the step-time curves of an executor that serves nobody yet, then the baseline latency through a whole engine."""
     profiler = Profiler(
         executor,

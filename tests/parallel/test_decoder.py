@@ -62,9 +62,7 @@ def test_all_ranks_have_the_same_bits(dtype: torch.dtype) -> None:
     world = groups(4)
     first, *others = together(4, lambda rank: scores(config, weights, world[rank], dtype))
     assert all(torch.equal(first, other) for other in others)
-    torch.testing.assert_close(
-        first, scores(config, weights, Alone(), dtype), rtol=0, atol=1e-3 if dtype == torch.float32 else 0.1
-    )
+    torch.testing.assert_close(first, scores(config, weights, ALONE, dtype), rtol=0, atol=1e-3 if dtype == torch.float32 else 0.1)
 
 
 def test_logits_of_the_first_tokens() -> None:
