@@ -6,8 +6,9 @@
 The first command runs every policy twice (nothing of a trace with texts depends on the seed) and writes each run down: requests,
 outputs, and the shape and seconds of every step. The second simulates the same requests with the same policies:
 
-    time         the profile's curves, bent by the median surprise at each number of rows, times the measured residuals of the
-                 run, in their order, from a random step on; the scheduler believes the profile as it was measured
+    time         the profile's curves, bent by the median surprise at each number of rows, times the measured residuals, in their
+                 order, from a random step on: surprises and residuals of the policy's *other* run, so that no run is judged by
+                 itself; the scheduler believes the profile as it was measured
     acceptance   the draft model reads the run's own outputs (or --acceptance: another recording)
     prompts      token by token as they were, so that prefixes are reused where they were
 
@@ -67,16 +68,22 @@ def main() -> None:
 
 
 def line(one: Fidelity) -> str:
-    real = ", ".join(f"{f.attainment:.1%} {f.tpot_p50_ms:.1f} ms" for f in one.real)
+    real, simulated = (
+        ", ".join(f"{f.attainment:.1%} {f.tpot_p50_ms:.1f} ms" for f in figures) for figures in (one.real, one.simulated)
+    )
+    errors = ", ".join(f"{error * 100:+.1f}" for error in one.attainment_errors)
     return (
-        f"{one.policy:12} real {real}; simulated {one.simulated.attainment:.1%} {one.simulated.tpot_p50_ms:.1f} ms; "
-        f"attainment {one.attainment_error * 100:+.1f} points (gap {one.attainment_gap * 100:.1f}), "
+        f"{one.policy:12} real {real}; simulated {simulated}; attainment {errors} points (gap {one.attainment_gap * 100:.1f}), "
         f"TPOT p50 {one.tpot_error:+.1%}: {'within' if one.within else 'OUTSIDE'}"
     )
 
 
 def as_object(one: Fidelity) -> dict[str, object]:
-    errors = {"attainment_error": one.attainment_error, "attainment_gap": one.attainment_gap, "tpot_p50_error": one.tpot_error}
+    errors = {
+        "attainment_errors": one.attainment_errors,
+        "attainment_gap": one.attainment_gap,
+        "tpot_p50_errors": one.tpot_errors,
+    }
     return asdict(one) | errors | {"within": one.within}
 
 

@@ -46,6 +46,7 @@ class Calibration:
         self._kept = torch.zeros_like(self._tried)
         self._steps = 0
         self._estimate = self._fitted()  # [rows, cells + 2], at 0, at the cells' middles, and at 1
+        self._copies: dict[torch.device, tuple[Tensor, Tensor]] = {}  # points and estimates where candidates live
 
     def learn(self, drafted: Drafted) -> None:
         """Take in a step's verified nodes."""
@@ -63,19 +64,26 @@ class Calibration:
         self._steps += 1
         if self._steps % REFIT == 0:
             self._estimate = self._fitted()
+            self._copies.clear()
 
     def __call__(self, candidates: CandidateTree) -> Tensor:
         """f of every candidate: the product of the estimates along its path, [n, N] float64; 0 for padding."""
         said = edge_prob(candidates)  # [n, N]
-        points = pad(pad(self._said, (1, 0)), (0, 1), value=1.0).to(said.device)  # [cells + 2]
+        points, estimate = self._on(said.device)
         row = _row(candidates.source, candidates.depth, _later_children(candidates))  # [n, N]
         left = (torch.bucketize(said, points, right=True) - 1).clamp(0, points.shape[0] - 2)  # [n, N]
-        estimate = self._estimate.to(said.device).view(-1)
         below = row * points.shape[0] + left
         low, high = estimate[below], estimate[below + 1]
         edge = low + (high - low) * (said - points[left]) / (points[left + 1] - points[left])
         edge = torch.where(candidates.path_prob > 0, edge.clamp(1e-6, 1.0), 0.0)
         return _along_paths(edge, candidates.parent)
+
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """What the draft says [cells + 2] and the estimates for it [rows * (cells + 2)] on a device, copied once a refit."""
+        if device not in self._copies:
+            points = pad(pad(self._said, (1, 0)), (0, 1), value=1.0)  # [cells + 2]
+            self._copies[device] = points.to(device), self._estimate.view(-1).to(device)
+        return self._copies[device]
 
     def table(self) -> Tensor:
         """The estimates, [sources * DEPTHS * BIRTHS, cells], at the cells' middles."""
