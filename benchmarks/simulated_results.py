@@ -1,10 +1,16 @@
 """The simulated comparison of docs/results.md: capacities, loads, sensitivity, as tables and plots.
 
-    .venv/bin/python benchmarks/simulated_results.py PART TRACE --profile NAME --out FOLDER [--duration S]
+    .venv/bin/python benchmarks/simulated_results.py PART TRACE... --profile NAME --out FOLDER [--duration S] [--jobs N]
 
-PART is `capacity` (urgent shares, acceptance as recorded and swapped), `loads` (violations and goodput by load, with plots) or
-`sensitivity` (draft quality and cost, constants, order, prompt rows). Every run is kept in FOLDER as it ends: what was cut short
-goes on where it stopped, and a second call only prints. Tables go to stdout in Markdown and to FOLDER/PART.md.
+PART is
+    capacity     the load that 95% and 99% stand, by urgent share, acceptance as recorded and swapped
+    loads        violations and goodput by load, with plots
+    sensitivity  draft quality and cost, constants, order, prompt rows
+    parts        `adaserve+` with each of its parts left out, and with chains alone, by load
+    light        low loads: `adaserve+` beside fixed settings
+    every        every policy on every trace given, from end to end; the only part that takes more than one
+Every run is kept in FOLDER as it ends: what was cut short goes on where it stopped, and a second call only prints. Tables go to
+stdout in Markdown and to FOLDER/PART.md.
 """
 
 import argparse
@@ -29,13 +35,19 @@ from adaserve.executor.shipped import profile_named, recording_named
 from adaserve.latency import Profile
 from adaserve.metrics import PolicyReport
 from adaserve.policy.library import Overrides, make_policy
+from adaserve.policy.plus.assembly import make_plus
+from adaserve.policy.plus.parts import Parts, PlusConstants
 from adaserve.policy.policy import Policy
-from adaserve.simulate import Machine, SimulatedRunner, constants_for
+from adaserve.simulate import Machine, SimulatedRunner, constants_for, described
 from adaserve.step import Order
 from adaserve.workload import DEMO_MIX, Trace, read
 
-PAPERS = ("continuous", "sarathi", "spec:4", "spec:6", "spec:8")
-POLICIES = ("adaserve", "throughput", *PAPERS)
+PAPERS = ("continuous", "sarathi", "spec:4", "spec:6", "spec:8", "specinfer", "priority", "fastserve", "vtc")
+POLICIES = ("adaserve+", "adaserve", "throughput", *PAPERS)
+ABLATED = "adaserve+ without "
+CHAINS = "adaserve+ of chains"
+ABLATIONS = ("adaserve+", *(ABLATED + part for part in ("calibrated", "priced", "attaining", "slack_chunks")), CHAINS)
+FIXED = ("continuous", "spec:1", "spec:2", "spec:3", "spec:4", "spec:6", "spec:8")
 SWAP = {"coding": "chat", "chat": "coding"}
 GOALS = (0.95, 0.99)
 Capacities = dict[float, dict[str, float | None]]
@@ -57,7 +69,17 @@ class Setting:
 class Bench:
     """Runs settings on one profile and one trace, keeping every run in a folder."""
 
-    def __init__(self, trace: Trace, profile: Profile, out: Path, duration: float, ms_scale: float | None, start: float) -> None:
+    def __init__(
+        self,
+        trace: Trace,
+        profile: Profile,
+        out: Path,
+        duration: float,
+        ms_scale: float | None,
+        start: float,
+        jobs: int,
+        seed: int,
+    ) -> None:
         self._trace = trace
         self.profile = profile
         self._out = out
@@ -65,6 +87,8 @@ class Bench:
         self.duration = duration
         self.commit = commit()
         self._start = start
+        self._jobs = jobs
+        self._seed = seed
         self._starts: dict[str, float] = {}
         out.mkdir(parents=True, exist_ok=True)
 
@@ -83,7 +107,8 @@ class Bench:
             "ms_scale": self._ms_scale,
             "acceptance": setting.acceptance,
             "swap": swap,
-            "constants": [repr(self._policy(name, setting)) for name in POLICIES],
+            "policies": [described(self._policy(name, setting)) for name in (*POLICIES, *ABLATIONS)] + [repr(PlusConstants())],
+            "seed": self._seed,
         }
         return Experiment(
             source=Source(
@@ -93,7 +118,7 @@ class Bench:
                 lambda name: self._policy(name, setting),
                 machine,
                 recording_named(setting.acceptance, 0),
-                seed=0,
+                seed=self._seed,
                 swap=swap,
                 stop=lambda: False,
             ),
@@ -102,6 +127,7 @@ class Bench:
             clock=WallClock(),
             stop=lambda: False,
             commit=self.commit,
+            jobs=self._jobs,
         )
 
     def capacities(
@@ -111,7 +137,7 @@ class Bench:
         found: dict[float, dict[str, float | None]] = {goal: {} for goal in goals}
         experiment = self.experiment(setting)
         for policy in policies:
-            begin = Point(speed=self._starts.get(policy, self._start), urgent=setting.urgent)
+            begin = Point(speed=self._starts.get(policy, self._start), urgent=setting.urgent, seed=self._seed)
             capacity = experiment.capacities([policy], begin, goals)
             for goal in goals:
                 found[goal][policy] = capacity.speeds[goal].get(policy)
@@ -124,7 +150,11 @@ class Bench:
         return len(self._trace.times) / self._trace.times[-1]
 
     def _policy(self, name: str, setting: Setting) -> Policy:
-        constants = constants_for(self.profile, name)
+        constants = constants_for(self.profile, "adaserve+" if name in ABLATIONS else name)
+        if name.startswith(ABLATED):
+            return make_plus(name, constants, Parts().without(name.removeprefix(ABLATED)), PlusConstants())
+        if name == CHAINS:
+            return make_plus(name, constants, Parts(), PlusConstants(width_max=1))
         if name in ("adaserve", "throughput"):
             constants = replace(constants, **dict(setting.constants))
         return make_policy(name, constants, Overrides(order=setting.order))
@@ -142,11 +172,18 @@ def capacity_part(bench: Bench, policies: Sequence[str], shares: Sequence[float]
             setting = Setting(f"{urgent:.0%}, {'swapped' if swap else 'recorded'}", swap=swap, urgent=urgent)
             found = bench.capacities(setting, policies, GOALS)
             for goal in GOALS:
-                papers = [found[goal][p] or 0.0 for p in policies if p in PAPERS]
-                ratio = (found[goal]["adaserve"] or 0.0) / max(papers) if any(papers) else math.inf
-                rows.append([setting.name, f"{goal:.0%}", *(_rate(found[goal][p]) for p in policies), f"{ratio:.2f}"])
+                here = {policy: found[goal][policy] or 0.0 for policy in policies}
+                papers = max((load for policy, load in here.items() if policy in PAPERS), default=0.0)
+                blind = max(here.get("adaserve", 0.0), here.get("throughput", 0.0))
+                ratios = (
+                    _ratio(here.get("adaserve", 0.0), papers),
+                    _ratio(here.get("adaserve+", 0.0), papers),
+                    _ratio(here.get("adaserve+", 0.0), blind),
+                )
+                rows.append([setting.name, f"{goal:.0%}", *(_rate(found[goal][p]) for p in policies), *ratios])
             print(rows[-2], rows[-1], file=sys.stderr, flush=True)
-    return _table(["urgent, acceptance", "goal", *policies, "adaserve / best of the paper's"], rows)
+    ratios = ("adaserve / best baseline", "adaserve+ / best baseline", "adaserve+ / best of the two")
+    return _table(["urgent, acceptance", "goal", *policies, *ratios], rows)
 
 
 def loads_part(bench: Bench, policies: Sequence[str], rates: Sequence[float]) -> str:
@@ -161,22 +198,28 @@ def loads_part(bench: Bench, policies: Sequence[str], rates: Sequence[float]) ->
         missed = {name: 1 - (report.slo_attainment or 0.0) for name, report in here.items()}
         papers = [name for name in policies if name in PAPERS]
         fewest, most = min(missed[p] for p in papers), max(here[p].goodput_tokens_per_s for p in papers)
-        ours = here["adaserve"]
+        ours, plus = here["adaserve"], here["adaserve+"]
         rows.append(
             [
                 f"{point.speed * bench.rate:.1f}",
                 *(f"{missed[p]:.1%} / {here[p].goodput_tokens_per_s:.0f}" for p in policies),
                 f"{fewest / missed['adaserve']:.1f}x" if missed["adaserve"] else "none left",
+                f"{fewest / missed['adaserve+']:.1f}x" if missed["adaserve+"] else "none left",
                 f"{ours.goodput_tokens_per_s / most:.2f}x" if most else "-",
+                f"{plus.goodput_tokens_per_s / most:.2f}x" if most else "-",
                 f"{ours.ttft_p50_ms or 0:.0f} / {ours.ttft_p99_ms or 0:.0f}",
+                f"{plus.ttft_p50_ms or 0:.0f} / {plus.ttft_p99_ms or 0:.0f}",
             ]
         )
     heads = [
         "requests/s",
         *policies,
-        "violations, best of the paper's / adaserve",
-        "goodput, adaserve / best",
-        "TTFT p50 / p99 ms",
+        "violations, best baseline / adaserve",
+        "/ adaserve+",
+        "goodput, adaserve / best baseline",
+        "adaserve+ / best",
+        "TTFT p50 / p99 ms of adaserve",
+        "of adaserve+",
     ]
     return _table(heads, rows)
 
@@ -204,6 +247,59 @@ def sensitivity_part(bench: Bench, speed: float) -> str:
     return _table(["changed", "adaserve", "throughput", "spec:4"], rows)
 
 
+def parts_part(bench: Bench, speeds: Sequence[float]) -> str:
+    """Attainment and goodput of `adaserve+` with each part left out, by load."""
+    experiment = bench.experiment(Setting("as recorded"))
+    points = [Point(speed=speed) for speed in speeds]
+    found = {(run.policy, run.point): run.report for run in experiment.sweep(ABLATIONS, points)}
+    rows = [
+        [f"{point.speed:g}", *(_brief(found[name, point]) for name in ABLATIONS)]
+        for point in points
+        if ("adaserve+", point) in found
+    ]
+    return _table(["load", *ABLATIONS], rows)
+
+
+def light_part(bench: Bench, speeds: Sequence[float]) -> str:
+    """Low loads: share attained and mean TPOT in ms of `adaserve+`, its relatives and fixed settings."""
+    policies = ("adaserve+", "adaserve", "throughput", *FIXED)
+    experiment = bench.experiment(Setting("as recorded"))
+    points = [Point(speed=speed) for speed in speeds]
+    found = {(run.policy, run.point): run for run in experiment.sweep(policies, points)}
+    rows = []
+    for point in points:
+        tpot = {name: _mean_tpot_ms(found[name, point]) for name in policies}
+        best = min(FIXED, key=tpot.__getitem__)
+        cells = [f"{found[name, point].report.slo_attainment or 0.0:.1%} / {tpot[name]:.1f}" for name in policies]
+        rows.append([f"{point.speed * bench.rate:.2f}", *cells, f"{best}: {tpot['adaserve+'] / tpot[best]:.2f}"])
+    return _table(["requests/s", *policies, "TPOT of adaserve+ / best fixed"], rows)
+
+
+def every_part(benches: Sequence[Bench], policies: Sequence[str], speed: float) -> str:
+    """Every policy on whole traces: share attained and goodput."""
+    rows = []
+    steps, seconds, began = 0, 0.0, WallClock().now()
+    for bench in benches:
+        runs = bench.experiment(Setting("as recorded")).sweep(policies, [Point(speed=speed)])
+        rows.append([f"{bench.profile.name}, {speed * bench.rate:.1f}/s", *(_brief(run.report) for run in runs)])
+        print(rows[-1], file=sys.stderr, flush=True)
+        steps += sum(run.totals.steps for run in runs if run.totals is not None)
+        seconds += sum(run.seconds for run in runs)
+    wall = WallClock().now() - began
+    print(f"{wall:.0f} s for {steps} steps, {seconds:.0f} simulated seconds", file=sys.stderr, flush=True)
+    return _table(["profile, load", *policies], rows)
+
+
+def _mean_tpot_ms(run: Run) -> float:
+    """Mean over requests, each one's time per token counting the same."""
+    tpots = [result.tpot for result in run.results if result.tpot is not None]
+    return sum(tpots) / len(tpots) * 1e3
+
+
+def _ratio(ours: float, theirs: float) -> str:
+    return f"{ours / theirs:.2f}" if ours and theirs else "-"
+
+
 def _brief(report: PolicyReport | None) -> str:
     return "" if report is None else f"{report.slo_attainment or 0.0:.1%} / {report.goodput_tokens_per_s:.0f}"
 
@@ -219,8 +315,8 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("capacity", "loads", "sensitivity"))
-    parser.add_argument("trace", type=Path)
+    parser.add_argument("part", choices=("capacity", "loads", "sensitivity", "parts", "light", "every"))
+    parser.add_argument("traces", type=Path, nargs="+", metavar="TRACE")
     parser.add_argument("--profile", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument(
@@ -229,15 +325,31 @@ def main() -> None:
     parser.add_argument("--ms-scale", type=auto_or_positive, metavar="X|auto", help="multiply targets in ms (default: auto)")
     parser.add_argument("--policies", nargs="+", default=POLICIES)
     parser.add_argument("--urgent", nargs="+", type=float, default=(0.6, 0.4, 0.2), help="capacity: shares of urgent requests")
-    parser.add_argument("--start", type=float, default=1.0, help="load where searches begin, and of `sensitivity`")
+    parser.add_argument("--start", type=float, default=1.0, help="load where searches begin, and of `sensitivity` and `every`")
+    parser.add_argument("--speeds", nargs="+", type=float, default=(0.8, 1.0, 1.1, 1.2, 1.4), help="parts and light: loads")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes that share the runs of a sweep")
+    parser.add_argument("--seed", type=int, default=0, help="of residuals, of drafts off the path and of classes drawn anew")
     parser.add_argument("--rates", nargs="+", type=float, default=(2.6, 3.4, 4.2, 4.8, 5.4), help="loads: requests per second")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    bench = Bench(read(args.trace), profile_named(args.profile), args.out, args.duration, args.ms_scale, args.start)
+    if len(args.traces) > 1 and args.part != "every":
+        parser.error("only `every` takes more than one trace")
+    profile = profile_named(args.profile)
+    benches = [
+        Bench(read(path), profile, args.out, args.duration, args.ms_scale, args.start, args.jobs, args.seed)
+        for path in args.traces
+    ]
+    bench = benches[0]
     if args.part == "capacity":
         table = capacity_part(bench, args.policies, args.urgent)
     elif args.part == "loads":
         table = loads_part(bench, args.policies, args.rates)
+    elif args.part == "parts":
+        table = parts_part(bench, args.speeds)
+    elif args.part == "light":
+        table = light_part(bench, args.speeds)
+    elif args.part == "every":
+        table = every_part(benches, args.policies, args.start)
     else:
         table = sensitivity_part(bench, args.start)
     (args.out / f"{args.part}.md").write_text(table, encoding="utf-8")

@@ -211,9 +211,10 @@ class RequestState:
     @property
     def remaining(self) -> int:
         """How many tokens may still be produced."""
-        return self.request.sampling.max_tokens - self.produced
+        return self.request.sampling.max_tokens + len(self.request.prompt) - len(self.tokens)
 
     @property
     def is_decoding(self) -> bool:
         """Whether only the last known token waits for the target: the root of the next tree."""
-        return self.slot is not None and self.produced > 0 and self.computed == len(self.tokens) - 1
+        known = len(self.tokens)
+        return self.computed == known - 1 and self.slot is not None and known > len(self.request.prompt)

@@ -223,6 +223,11 @@ class SimulatedRunner:
         )
 
 
+def described(policy: Policy) -> str:
+    """A policy and its constants in words that are the same in every process: what a run depends on, for a RunStore."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(policy))
+
+
 def constants_for(profile: Profile, policy: str) -> Constants:
     """A policy's constants on a simulated machine: those shipped for a profile of this name, else what its curves suggest."""
     shipped = TUNINGS / f"{profile.name}.json"

@@ -62,10 +62,10 @@ def test_any_other_error_says_what_it_said() -> None:
 
 
 def test_a_process_that_dies_is_noticed_and_the_others_end_with_it() -> None:
-    def die(send: Send) -> None:
+    def die(send: Callable[[int], None]) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def never(send: Send) -> None:
+    def never(send: Callable[[int], None]) -> None:
         send(os.getpid())
         time.sleep(60)
 
@@ -78,7 +78,7 @@ def test_a_process_that_dies_is_noticed_and_the_others_end_with_it() -> None:
 
 
 def test_a_stop_lets_running_tasks_say_their_last_word_and_begins_no_others() -> None:
-    def until_told(send: Send) -> None:
+    def until_told(send: Callable[[str], None]) -> None:
         told: list[int] = []
         signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
         send("running")

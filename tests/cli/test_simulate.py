@@ -29,6 +29,13 @@ def test_the_same_command_brings_the_same_figures_each_policy_with_its_own_const
     assert "verify_rows=160" in made["adaserve"] and "token_budget=64" in made["sarathi"]
 
 
+def test_what_a_policy_is_called_in_a_store_is_the_same_in_every_process(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    made = simulated(capsys, tmp_path, "--policy", "adaserve", "adaserve+", "fastserve")["config"]["policies"]
+    assert len(made) == 3 and not any(" at 0x" in words for words in made.values())
+
+
 def test_two_processes_bring_the_report_of_one(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     what = ["--policy", "spec:4", "adaserve", "--sweep", "rate=0.5,1"]
     one = simulated(capsys, tmp_path / "one", *what)

@@ -82,7 +82,7 @@ def subject(args: argparse.Namespace, stop: Stop) -> Subject:
     from adaserve.executor.shipped import profile_named, recording_named
     from adaserve.policy.library import Overrides, make_policy
     from adaserve.policy.policy import Policy
-    from adaserve.simulate import Machine, SimulatedRunner, constants_for
+    from adaserve.simulate import Machine, SimulatedRunner, constants_for, described
     from adaserve.step import Order
 
     torch.set_num_threads(1)  # tensors here are small, and other threads only wait for one another
@@ -121,7 +121,7 @@ def subject(args: argparse.Namespace, stop: Stop) -> Subject:
             "kv_tokens": machine.kv_tokens,
             "page_size": machine.page_size,
             "seed": args.seed,
-            "policies": {name: repr(policy) for name, policy in made.items()},
+            "policies": {name: described(policy) for name, policy in made.items()},
         },
     )
 
