@@ -14,6 +14,7 @@ from adaserve.policy.library import make_policy
 from adaserve.policy.plus.assembly import make_plus
 from adaserve.policy.plus.parts import Parts, PlusConstants
 from adaserve.policy.plus.slack import allowed, first_token_due, is_lost, rows_due
+from adaserve.policy.policy import Demand, Scene
 from adaserve.request import Request, SamplingParams, Targets
 from adaserve.simulate import Machine, simulate
 from adaserve.step import StepShape
@@ -105,3 +106,16 @@ def test_every_part_can_be_left_out(left_out: str) -> None:
 def test_a_part_that_does_not_exist_is_refused() -> None:
     with pytest.raises(InvalidConfig, match="calibrated, priced, attaining, slack_chunks"):
         Parts().without("speed")
+
+
+def test_lost_is_judged_by_what_drafting_can_still_bring() -> None:
+    """A step without drafts takes a token past the target, one with an accepted draft does not: such a request is drafted for."""
+    parts = Parts()
+    scheduling = make_plus("p", PAPER, parts, PlusConstants()).scheduling
+    behind = decoding("a", produced=3, tpot=0.010)  # five tokens to come in what is left of 70 ms
+    spared = {}
+    for now in (0.025, 0.069):
+        scene = Scene(now, [behind], [], 0, LatencyModel(PROFILE))
+        spared[now] = scheduling.share(Demand(1, 0, scene)).spared
+    assert 0.025 + 5 * LatencyModel(PROFILE).predict(StepShape(1, 0)) > 0.070  # plain decoding would be late
+    assert spared[0.025] == frozenset() and spared[0.069] == {"a"}

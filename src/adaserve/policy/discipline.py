@@ -24,18 +24,23 @@ def everybody(running: Sequence[RequestState], now: float, forecast: Forecast) -
     return running
 
 
+def in_order_of_arrival(baseline: float) -> WaitingQueue:
+    """First come, first served; the baseline does not matter."""
+    return ArrivalQueue()
+
+
 @dataclass(frozen=True)
 class Discipline:
     """Who is served when not everybody can be.
 
-    queue: makes an empty waiting queue, whose order is the order of admission.
+    queue: makes an empty waiting queue, whose order is that of admission, for a machine of a baseline (seconds per token).
     ranking: how important the running requests are. A waiting request displaces a strictly less important running one when
         slots or pages are short, and the least important is pre-empted first when running requests need pages. None: the
         youngest is pre-empted first, and nobody makes room for a newcomer.
     turns: which running requests take part in a step.
     """
 
-    queue: Callable[[], WaitingQueue] = ArrivalQueue
+    queue: Callable[[float], WaitingQueue] = in_order_of_arrival
     ranking: Ranking | None = None
     turns: Turns = everybody
 

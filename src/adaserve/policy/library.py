@@ -128,17 +128,17 @@ def _specinfer(name: str, constants: Constants, chosen: Overrides) -> Policy:
 
 def _priority(name: str, constants: Constants, chosen: Overrides) -> Policy:
     urgency = Urgency()
-    return _plain(name, constants, chosen, Discipline(lambda: RankedQueue(urgency), urgency, UrgentTurns()))
+    return _plain(name, constants, chosen, Discipline(lambda baseline: RankedQueue(urgency), urgency, UrgentTurns()))
 
 
 def _fastserve(name: str, constants: Constants, chosen: Overrides) -> Policy:
     levels = SkipJoin(quantum=constants.level_quantum, prompt_rows=constants.verify_rows, patience=constants.level_patience)
     turns = LevelTurns(levels, batch=chosen.budget or constants.verify_rows)
-    return _plain(name, constants, chosen, Discipline(lambda: RankedQueue(levels), levels, turns))
+    return _plain(name, constants, chosen, Discipline(lambda baseline: RankedQueue(levels), levels, turns))
 
 
 def _vtc(name: str, constants: Constants, chosen: Overrides) -> Policy:
-    return _plain(name, constants, chosen, Discipline(FairQueue))
+    return _plain(name, constants, chosen, Discipline(lambda baseline: FairQueue()))
 
 
 def _plain(name: str, constants: Constants, chosen: Overrides, discipline: Discipline) -> Policy:

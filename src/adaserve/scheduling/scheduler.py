@@ -44,7 +44,7 @@ class Scheduler:
         self._ledger = PageLedger(pages, reuse_prefixes)
         self._drafting = drafting
         self._slots = list(range(slots))
-        self._waiting = policy.discipline.queue()
+        self._waiting = policy.discipline.queue(latency.baseline)
         self._running: dict[int, RequestState] = {}  # by slot, in order of admission
         self._released: list[int] = []
 

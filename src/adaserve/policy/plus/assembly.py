@@ -1,6 +1,8 @@
 """Puts the parts of `adaserve+` together."""
 
 from adaserve.policy.adaptive import AdaptiveScheduling, Constants
+from adaserve.policy.discipline import FIRST_COME, Discipline
+from adaserve.policy.plus.admission import DueQueue, due_first
 from adaserve.policy.plus.calibration import Calibration
 from adaserve.policy.plus.parts import Parts, PlusConstants
 from adaserve.policy.plus.scheduling import PlusScheduling
@@ -26,5 +28,8 @@ def make_plus(
     selection: Selection = SloSelection()
     if parts.calibrated or parts.priced or parts.attaining:
         selection = SurplusSelection(constants.urgency, calibration if parts.calibrated else None)
+    discipline = FIRST_COME
+    if parts.admitting:
+        discipline = Discipline(lambda baseline: DueQueue(baseline, constants.slot_share), turns=due_first)
     most = min(paper.per_request, MAX_NODES)
-    return Policy(name, scheduling, selection, per_request=most, learner=scheduling, coupled=parts.coupled)
+    return Policy(name, scheduling, selection, per_request=most, discipline=discipline, learner=scheduling, coupled=parts.coupled)

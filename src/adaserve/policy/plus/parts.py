@@ -13,6 +13,7 @@ class Parts:
     priced: depth and nodes follow from what they cost and bring; otherwise the paper's Eq. 8 and 9 and a fixed budget.
     attaining: the target that a request still can meet is what its tokens are for; otherwise the paper's largest need first.
     slack_chunks: prompt rows as the running requests' slack allows; otherwise a fixed number.
+    admitting: slots and prompt rows go by when first tokens are due, to those that can still attain first; otherwise by arrival.
     coupled: drafts are ranked by the noise of the target's draws too.
     """
 
@@ -20,6 +21,7 @@ class Parts:
     priced: bool = True
     attaining: bool = True
     slack_chunks: bool = True
+    admitting: bool = True
     coupled: bool = True
 
     def without(self, name: str) -> "Parts":
@@ -39,6 +41,7 @@ class PlusConstants:
     depth_max, width_max: of the trees. draft_rows: most rows of a draft pass after the first, which bounds the width.
     prompt_worth: of a prompt row, in tokens.
     prompt_rows, idle_prompt_rows: most prompt rows a step, while requests decode and while none does.
+    slot_share: share of the time that a request may wait for its first token in which it must get a slot.
     wait_share: share of the time that a request may wait for its first token after which its prompt should be computed.
     """
 
@@ -50,4 +53,5 @@ class PlusConstants:
     prompt_worth: float = 0.75
     prompt_rows: int = 128
     idle_prompt_rows: int = 512
+    slot_share: float = 0.75
     wait_share: float = 0.5

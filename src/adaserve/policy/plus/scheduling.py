@@ -91,8 +91,18 @@ class PlusScheduling:
         return max(1, min(c.width_max, c.draft_rows // max(drafting, 1), MAX_NODES // max(self.deepest, 1)))
 
     def _spared(self, scene: Scene) -> frozenset[str]:
-        best = self._yields.pace
+        best = self._swiftest(scene)
         return frozenset([s.request.id for s in scene.decoding if is_lost(s, scene.now, best)])
+
+    def _swiftest(self, scene: Scene) -> float:
+        """Seconds a token for a request that is drafted for alone, beside the others' roots: as fast as it can still become."""
+        rows, context, gain, nodes = len(scene.decoding), sum(len(s.tokens) for s in scene.decoding), 1.0, 0.0
+        best = scene.latency.predict(StepShape(rows, context))
+        for k in range(self.deepest):
+            gain += self._yields.accepted[k]
+            nodes += self._yields.nodes[k]
+            best = min(best, scene.latency.predict(StepShape(rows + round(nodes), context, (1,) * (k + 1))) / gain)
+        return best
 
     def _depth(self, scene: Scene, drafting: int, width: int) -> int:
         """The depth with the largest surplus of tokens over what they cost."""

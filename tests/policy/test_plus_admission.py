@@ -1,0 +1,115 @@
+"""Admission of `adaserve+`: who can still attain first, nobody waits for ever."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adaserve.latency import Profile
+from adaserve.policy.adaptive import Constants
+from adaserve.policy.plus.admission import LATE_TURN, DueQueue, due_first
+from adaserve.policy.plus.assembly import make_plus
+from adaserve.policy.plus.parts import Parts, PlusConstants
+from adaserve.request import RequestState, Targets
+from adaserve.simulate import Machine, simulate
+from tests.policy.test_plus import requests
+from tests.recordings import random_recording
+from tests.scheduling.steps import decoding, waiting
+
+BASELINE = 0.003  # nobody waits more than a second
+
+
+def arrival(name: str, at: float, ttft: float | None = None) -> RequestState:
+    state = waiting(name, arrived=at)
+    return RequestState(replace(state.request, targets=Targets(ttft=ttft)), state.tokens)
+
+
+def line(states: list[RequestState], share: float = 0.5) -> DueQueue:
+    queue = DueQueue(BASELINE, share)
+    for state in states:
+        queue.push(state)
+    return queue
+
+
+def drained(queue: DueQueue, now: float) -> list[str]:
+    order = []
+    while (state := queue.first(now)) is not None:
+        queue.take(state)
+        order.append(state.request.id)
+    return order
+
+
+@given(st.lists(st.floats(0, 0.4), max_size=12))
+def test_without_targets_and_in_time_the_order_is_that_of_arrival(times: list[float]) -> None:
+    states = [arrival(f"r{i}", at) for i, at in enumerate(sorted(times))]
+    assert drained(line(states), 0.45) == [s.request.id for s in states]
+
+
+def test_a_stated_target_comes_earlier() -> None:
+    states = [arrival("a", 0.0), arrival("b", 0.1, ttft=0.3), arrival("c", 0.2, ttft=5.0)]
+    assert drained(line(states), 0.2) == ["b", "a", "c"]
+
+
+def test_the_late_wait_behind_those_in_time() -> None:
+    states = [arrival("late", 0.0), arrival("later", 0.1), arrival("in time", 0.5)]
+    assert drained(line(states), 0.7) == ["in time", "late", "later"]
+
+
+def test_the_late_get_a_turn_though_others_never_end() -> None:
+    queue = line([arrival("late", 0.0)])
+    order = []
+    for i in range(2 * LATE_TURN):
+        queue.push(arrival(f"r{i}", 9.9))
+        first = queue.first(10.0)
+        assert first is not None
+        queue.take(first)
+        order.append(first.request.id)
+    assert order.index("late") == LATE_TURN - 1
+
+
+def test_who_has_begun_to_answer_goes_on_first() -> None:
+    begun = arrival("begun", 0.0)
+    begun.decoding_since = 0.1
+    queue = line([arrival("a", 5.0)])
+    queue.put_back(begun)
+    assert drained(queue, 5.0) == ["begun", "a"]
+
+
+@given(st.lists(st.tuples(st.floats(0, 3), st.none() | st.floats(0.01, 3)), max_size=20), st.randoms(use_true_random=False))
+def test_the_queue_holds_what_was_put_in(asked: list[tuple[float, float | None]], rng) -> None:
+    states = [arrival(f"r{i}", at, ttft) for i, (at, ttft) in enumerate(asked)]
+    queue = line(states)
+    dropped = rng.sample(states, len(states) // 2)
+    for state in dropped:
+        queue.drop(state)
+    left = {s.request.id for s in states} - {s.request.id for s in dropped}
+    assert len(queue) == len(left) and {s.request.id for s in queue} == left
+    assert set(drained(queue, 1.5)) == left
+
+
+def test_prompts_that_are_due_are_read_first() -> None:
+    runs, plain, due, late = (
+        decoding("runs"),
+        arrival("plain", 0.0),
+        arrival("due", 0.5, ttft=1.0),
+        arrival("late", 0.0, ttft=0.2),
+    )
+    found = due_first([plain, late, runs, due], 1.0, lambda rows, context: math.inf)
+    assert [s.request.id for s in found] == ["due", "plain", "late", "runs"]
+    assert due_first([plain, runs], 1.0, lambda rows, context: math.inf) == [plain, runs]
+
+
+@pytest.mark.parametrize("admitting", [True, False])
+def test_past_capacity_some_attain_instead_of_nobody(admitting: bool) -> None:
+    """Twice the load that one slot carries: in order of arrival everybody ends up late, else about half are served in time."""
+    profile = Profile("small", {1: 10.0, 64: 20.0}, 0.0, {}, 0.0, 0.0, 0.0, 10.0)
+    timed = requests(100, 0.5, 0.1, output=100)  # 100 tokens take a second; nobody waits more than 3.3 seconds
+    parts = Parts() if admitting else Parts().without("admitting")
+    policy = make_plus("p", Constants(verify_rows=8, draft_rows=8), parts, PlusConstants())
+    played = simulate(timed, policy, Machine(profile, slots=1), random_recording(np.random.default_rng(0)))
+    share = sum(r.attained is True for r in played.results) / len(played.results)
+    assert len(played.results) == 100 and all(r.completed for r in played.results)
+    assert share > 0.35 if admitting else share < 0.2
