@@ -17,7 +17,7 @@ from adaserve.clock import Clock, WallClock
 from adaserve.config import EngineConfig
 from adaserve.engine import Engine
 from adaserve.errors import InvalidConfig
-from adaserve.executor.device import DeviceExecutor
+from adaserve.executor.executor import Executor
 from adaserve.kernels.native import native_status, use_threads
 from adaserve.latency import Profile, budget_from
 from adaserve.measure import measure_profile
@@ -25,6 +25,9 @@ from adaserve.models.decoder import Decoder
 from adaserve.models.load import load_decoder, load_draft
 from adaserve.models.registry import KNOWN, ModelSource, cache_folder, resolve, resolve_draft
 from adaserve.models.tokenizer import Tokenizer, load_tokenizer
+from adaserve.parallel.group import ALONE
+from adaserve.parallel.messages import Serve
+from adaserve.parallel.world import World, open_world
 from adaserve.policy.adaptive import Constants
 from adaserve.policy.library import Overrides, make_policy
 from adaserve.policy.policy import Policy
@@ -55,20 +58,30 @@ class BuiltEngine:
     policy: Policy
     profile: Profile
     description: str
+    world: World | None = None
+
+    def close(self) -> None:
+        """End the processes of other ranks, if there are any; harmless when done before."""
+        if self.world is not None:
+            self.world.close()
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Everything about an engine but its policy: engines with different policies can be made of the same parts, one at a time."""
+    """Everything about an engine but its policy: engines with different policies can be made of the same parts, one at a time.
+
+    world: the ranks that share the target, or None.
+    """
 
     config: EngineConfig
     models: Models
     sizes: Sizes
-    executor: DeviceExecutor
+    executor: Executor
     tokenizer: Tokenizer
     profile: Profile
     clock: Clock
     description: str
+    world: World | None = None
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
@@ -87,6 +100,11 @@ class Parts:
             prefix_caching=self.config.prefix_caching,
         )
 
+    def close(self) -> None:
+        """End the processes of other ranks, if there are any; harmless when done before."""
+        if self.world is not None:
+            self.world.close()
+
     def with_config(self, config: EngineConfig) -> "Parts":
         """The same parts under another config, of which only what concerns the policy takes effect."""
         return replace(self, config=config)
@@ -104,35 +122,56 @@ def load_parts(config: EngineConfig, progress: Callable[[str], None], *, measure
     make_policy(config.policy, Constants(verify_rows=1, draft_rows=1))  # a wrong name should fail before the slow part
     device, dtype = _device(config), DTYPES["bfloat16" if config.dtype == "auto" else config.dtype]
     threads = config.threads or os.cpu_count() or 1
-    if dtype == torch.float64:
-        torch.set_num_threads(threads)  # float64 has no native kernels
-    else:
-        use_threads(threads)
+    compute_with(max(1, threads // config.tensor_parallel_size), dtype)
+    source, world = resolve(config.model), None
+    if config.tensor_parallel_size > 1:
+        size = config.tensor_parallel_size
+        progress(f"starting {size} ranks")
+        world = open_world(source, size=size, dtype=dtype, device=device, threads=max(1, threads // size))
     try:
-        return _load_parts(config, device, dtype, progress, measure)
-    except torch.cuda.OutOfMemoryError as error:
+        return _load_parts(config, source, world, device, dtype, progress, measure)
+    except BaseException as error:
+        if world is not None:
+            world.close()
+        if not isinstance(error, torch.cuda.OutOfMemoryError):
+            raise
         raise InvalidConfig(
             "the GPU's memory does not hold these models and their cache: lower --kv-tokens, --max-num-seqs or --max-model-len, "
             "end what else uses the GPU, or take a smaller model"
         ) from error
 
 
+def compute_with(threads: int, dtype: torch.dtype) -> None:
+    """Set how many CPU threads this process computes with, for weights of this dtype."""
+    if dtype == torch.float64:
+        torch.set_num_threads(threads)  # float64 has no native kernels
+    else:
+        use_threads(threads)
+
+
 def _load_parts(
-    config: EngineConfig, device: torch.device, dtype: torch.dtype, progress: Callable[[str], None], measure: bool
+    config: EngineConfig,
+    source: ModelSource,
+    world: World | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    progress: Callable[[str], None],
+    measure: bool,
 ) -> Parts:
-    source = resolve(config.model)
     draft_source = _draft_source(config, source)
     progress(f"loading {source.path}")
-    target = load_decoder(source, dtype=dtype, device=device)
+    target = load_decoder(source, dtype=dtype, device=device, group=ALONE if world is None else world.group)
     draft = None
     if isinstance(draft_source, ModelSource):
         progress(f"loading draft {draft_source.path}")
-        draft = load_draft(draft_source, target, dtype=dtype)
-    models = Models(target, draft, draft_source == "ngram", _draft_vocabulary(config, target))
+        draft = load_draft(draft_source, target, dtype=dtype, owner=source)
+    models = Models(target, draft, config.looks_up, _draft_vocabulary(config, target))
     tokenizer = load_tokenizer(source)
-    sizes = _sizes(config, models)
+    sizes = _sizes(config, models, [] if world is None else world.rooms())
     clock = WallClock()
-    executor = make_executor(models, sizes, clock)
+    executor: Executor = make_executor(models, sizes, clock)
+    if world is not None:
+        executor = world.lead(executor, Serve(sizes.slots, sizes.length, sizes.pages, sizes.page_size))
     path = cache_folder() / "profiles" / f"{fingerprint(config, source, draft_source)}.json"
     profile = None if measure else _known_profile(config, path, progress)
     if profile is None:
@@ -140,10 +179,12 @@ def _load_parts(
         profile = measure_profile(models, sizes, executor, source.name, progress)
         path.parent.mkdir(parents=True, exist_ok=True)
         profile.save(path)
-    drafter = "look-up" if models.lookup else "no draft" if draft is None else f"{draft.config.layers}-layer draft"
+    drafters = [] if draft is None else [f"{draft.config.layers}-layer draft"]
+    drafter = " and ".join([*drafters, *["look-up"] * models.lookup]) or "no draft"
     kernels = "Triton" if device.type == "cuda" else native_status()
-    words = f"{config.model} on {device.type}, {str(dtype).removeprefix('torch.')}, {drafter}, kernels {kernels}"
-    return Parts(config, models, sizes, executor, tokenizer, profile, clock, words)
+    where = device.type if world is None else f"{world.group.size} x {device.type}"
+    words = f"{config.model} on {where}, {str(dtype).removeprefix('torch.')}, {drafter}, kernels {kernels}"
+    return Parts(config, models, sizes, executor, tokenizer, profile, clock, words, world)
 
 
 def build_engine(config: EngineConfig, progress: Callable[[str], None] = lambda line: None) -> BuiltEngine:
@@ -164,6 +205,7 @@ def build_engine(config: EngineConfig, progress: Callable[[str], None] = lambda 
         policy=policy,
         profile=parts.profile,
         description=f"{parts.description}, policy {policy.name}",
+        world=parts.world,
     )
 
 
@@ -178,13 +220,13 @@ def _device(config: EngineConfig) -> torch.device:
 
 
 def _draft_source(config: EngineConfig, source: ModelSource) -> ModelSource | str | None:
-    """The draft model's source, "ngram" for prompt look-up, or None."""
-    if config.draft == "none":
+    """The draft model's source, "ngram" for prompt look-up alone, or None."""
+    if config.draft_model == "none":
         return None
-    if config.draft == "ngram":
+    if config.draft_model == "ngram":
         return "ngram"
-    if config.draft is not None:
-        return resolve_draft(config.draft)
+    if config.draft_model is not None:
+        return resolve_draft(config.draft_model)
     return resolve_draft(source.name) if source.draft is not None else None
 
 
@@ -196,8 +238,8 @@ def _draft_vocabulary(config: EngineConfig, target: Decoder) -> int | None:
     return wanted if 0 < wanted < target.config.vocab_size else None
 
 
-def _sizes(config: EngineConfig, models: Models) -> Sizes:
-    """Slots, pages and the longest sequence, from what is asked for and what the memory holds."""
+def _sizes(config: EngineConfig, models: Models, rooms: list[int]) -> Sizes:
+    """Slots, pages and the longest sequence, from what is asked for and what the memory holds; rooms: of other ranks' GPUs."""
     token_bytes = sum(
         KVPool.row_bytes(layers=m.config.layers, heads=m.config.kv_heads, head_dim=m.config.head_dim, dtype=m.kv_dtype)
         for m in (models.target, models.draft)
@@ -205,7 +247,7 @@ def _sizes(config: EngineConfig, models: Models) -> Sizes:
     )
     room = CPU_CACHE_BYTES
     if models.target.device.type == "cuda":
-        room = int(torch.cuda.mem_get_info()[0] * CUDA_CACHE_SHARE)
+        room = int(min([torch.cuda.mem_get_info()[0], *rooms]) * CUDA_CACHE_SHARE)
     slots = config.max_num_seqs
     spare = room // token_bytes - slots * TAIL_ROWS
     tokens = config.kv_tokens or max(0, min(spare, slots * models.target.max_positions))
@@ -255,6 +297,7 @@ def fingerprint(config: EngineConfig, source: ModelSource, draft: ModelSource | 
         os.cpu_count(),
         torch.__version__,
         native_status(),
+        *([config.tensor_parallel_size] if config.tensor_parallel_size > 1 else []),
     ]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
 
@@ -268,7 +311,8 @@ def machine_constants(config: EngineConfig, profile: Profile, policy: str | None
     if config.tuning is not None:
         return load_constants(config.tuning, policy)
     shipped = TUNINGS / f"{config.model}-{_device(config).type}.json"
-    for path in (tuning_path(config), shipped if config.model in KNOWN and config.draft is None else None):
+    own_draft = config.draft_model in (None, config.model)
+    for path in (tuning_path(config), shipped if config.model in KNOWN and own_draft else None):
         if path is not None and path.is_file():
             return load_constants(path, policy)
     budgets = budget_from(profile, requests=1)

@@ -7,6 +7,8 @@ from adaserve.errors import InvalidConfig
 DTYPES = ("auto", "bfloat16", "float32", "float64")
 DEVICES = ("auto", "cpu", "cuda")
 ORDERS = ("neediest", "easiest", "attainable")
+BESIDE = "+ngram"
+"""What names look-up beside a draft model."""
 
 
 @dataclass(frozen=True)
@@ -14,7 +16,8 @@ class EngineConfig:
     """Options of one engine.
 
     model: folder or hub id in Hugging Face layout, a .gguf file, or a known name such as `demo`.
-    draft: a model like `model`, `ngram`, `none`, or None for the model's own known draft (the demo has one), else none.
+    draft: a model like `model`, `ngram`, both in one tree as `MODEL+ngram`, `none`, or None for the model's own known draft (the
+        demo has one), else none.
     draft_vocabulary: how many tokens, from the first on, a draft model may propose; 0 for all, None for what suits the device.
     dtype: type of the weights; `auto` is bfloat16. On a CPU activations and logits are float32 beside bfloat16 weights.
     policy: a name from adaserve.policy.
@@ -27,6 +30,7 @@ class EngineConfig:
     max_queue: requests that may wait before more are refused.
     seed: where the seeds of requests without their own come from.
     threads: CPU threads; None for all cores.
+    tensor_parallel_size: devices that share the target, a process each; on a CPU as many processes share the threads.
     profile: a file of measured step times; None for the cached one, or a measurement at the first start.
     tuning: a file of tuned policy constants; None for the cached ones, else those shipped for a known model, else what the
         profile suggests.
@@ -59,6 +63,16 @@ class EngineConfig:
     order: str = "neediest"
     coupled: bool | None = None
 
+    @property
+    def draft_model(self) -> str | None:
+        """`draft` without look-up beside a model."""
+        return None if self.draft is None else self.draft.removesuffix(BESIDE)
+
+    @property
+    def looks_up(self) -> bool:
+        """Whether the request's own text is looked up, alone or beside a draft model."""
+        return self.draft is not None and (self.draft == "ngram" or self.draft.endswith(BESIDE))
+
     def __post_init__(self) -> None:
         def require(condition: bool, message: str) -> None:
             if not condition:
@@ -67,7 +81,11 @@ class EngineConfig:
         require(self.dtype in DTYPES, f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         require(self.order in ORDERS, f"order must be one of {', '.join(ORDERS)}, got {self.order!r}")
         require(self.device in DEVICES, f"device must be one of {', '.join(DEVICES)}, got {self.device!r}")
-        for name in ("max_num_seqs", "page_size", "max_queue"):
+        require(
+            self.draft_model not in ("", "none", "ngram") or self.draft == self.draft_model,
+            f"draft {self.draft!r} names no model: write MODEL{BESIDE}, or ngram alone",
+        )
+        for name in ("max_num_seqs", "page_size", "max_queue", "tensor_parallel_size"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("max_model_len", "kv_tokens", "chunk_rows", "budget", "width", "threads"):
             value = getattr(self, name)
@@ -80,8 +98,4 @@ class EngineConfig:
         require(
             (self.depth or 0) * (self.width or 1) <= 63,
             "depth times width must be at most 63: a tree's ancestor mask is one 64-bit word",
-        )
-        require(
-            self.tensor_parallel_size == 1,
-            f"tensor_parallel_size {self.tensor_parallel_size} is not supported yet: use 1",
         )

@@ -59,6 +59,10 @@ class LLM:
         self._ids = itertools.count()
         self._seeds = random.Random(config.seed)
 
+    def close(self) -> None:
+        """End the processes that share the model, where tensor_parallel_size is more than 1; they end with this process too."""
+        self.built.close()
+
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],

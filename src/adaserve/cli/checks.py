@@ -18,11 +18,17 @@ NO_MODEL = ("none", "ngram")
 def check_engine(config: EngineConfig) -> None:
     """Find the models and look at their files' headers, and find the policy; raises what is wrong with them in one line.
 
-    Loads no tensors, and torch only for a policy other than the default.
+    Loads no tensors, and torch only for a policy other than the default and for several ranks.
     """
-    check_files(resolve(config.model))
-    if config.draft is not None and config.draft not in NO_MODEL:
-        check_files(resolve_draft(config.draft))
+    source = resolve(config.model)
+    check_files(source)
+    if config.tensor_parallel_size > 1:
+        from adaserve.models.load import read_config
+        from adaserve.parallel.share import Share
+
+        Share(read_config(source), 0, config.tensor_parallel_size)  # refuses what does not divide
+    if config.draft_model is not None and config.draft_model not in NO_MODEL:
+        check_files(resolve_draft(config.draft_model))
     if config.policy != DEFAULTS.policy:
         from adaserve.policy.adaptive import Constants
         from adaserve.policy.library import make_policy

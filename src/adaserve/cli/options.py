@@ -36,7 +36,7 @@ def add_engine_options(parser: argparse.ArgumentParser, model: bool = True, poli
             help="a folder or hub id in Hugging Face layout, a .gguf file, or a known name (default: demo)",
         )
     group = parser.add_argument_group("engine")
-    group.add_argument("--draft", metavar="MODEL|ngram|none", help="draft model (default: the model's own, if it has one)")
+    group.add_argument("--draft", metavar="MODEL[+ngram]|ngram|none", help="what drafts (default: the model's own draft, if any)")
     group.add_argument(
         "--draft-vocabulary", type=auto_or(0), metavar="auto|N", help="propose only the first N tokens; 0 for all of them"
     )
@@ -53,7 +53,11 @@ def add_engine_options(parser: argparse.ArgumentParser, model: bool = True, poli
     group.add_argument("--max-model-len", type=auto_or(1), metavar="N", help="most tokens of prompt and output together")
     group.add_argument("--no-prefix-caching", action="store_true", help="do not reuse the prefixes of earlier prompts")
     group.add_argument(
-        "--tensor-parallel-size", type=int, default=DEFAULTS.tensor_parallel_size, metavar="N", help="devices; only 1 for now"
+        "--tensor-parallel-size",
+        type=int,
+        default=DEFAULTS.tensor_parallel_size,
+        metavar="N",
+        help="GPUs that share the model, a process each (default: %(default)s)",
     )
     group.add_argument("--threads", type=auto_or(1), metavar="auto|N", help="CPU threads (default: all cores)")
     group.add_argument("--profile", metavar="FILE", help="measured step times (default: the cached ones, or a measurement)")

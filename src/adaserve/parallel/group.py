@@ -136,11 +136,14 @@ def connect(folder: Path, *, rank: int, size: int, device: torch.device, timeout
     return TorchGroup(group)
 
 
+def abandon() -> None:
+    """End the passes of this process's GPU that wait for a rank that has died; the group is of no use any more."""
+    if dist.is_initialized() and dist.get_backend() == "nccl":
+        dist.distributed_c10d._abort_process_group()
+
+
 def disconnect() -> None:
     """Leave the group that `connect` made, so that this process may be in another; waits for nobody."""
-    if not dist.is_initialized():
-        return
-    if dist.get_backend() == "nccl":
-        dist.distributed_c10d._abort_process_group()  # to destroy it properly would wait for ranks that may have died
-    else:
+    abandon()  # to destroy NCCL's properly would wait for the others
+    if dist.is_initialized():
         dist.destroy_process_group()

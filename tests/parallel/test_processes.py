@@ -1,0 +1,155 @@
+"""Ranks as processes: the same tokens as one rank gives, and what happens when one dies or cannot start."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from adaserve.build import Parts, load_parts
+from adaserve.config import EngineConfig
+from adaserve.errors import EngineFailed, InvalidConfig
+from adaserve.parallel.messages import Here
+from adaserve.parallel.ranks import Ranks
+from adaserve.parallel.world import check_devices
+from adaserve.request import Request, SamplingParams, Targets
+from tests.engines import SMALL, run
+from tests.server.tiny import write_model, write_profile
+
+SLOW = 60.0
+"""Seconds after which a process that should be gone counts as left behind."""
+
+
+def config(folder: Path, size: int) -> EngineConfig:
+    return EngineConfig(
+        str(folder),
+        draft="ngram",
+        dtype="float64",
+        device="cpu",
+        threads=1,
+        tensor_parallel_size=size,
+        profile=str(folder / "profile.json"),
+        max_num_seqs=4,
+        kv_tokens=4000,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = write_model(tmp_path_factory.mktemp("parallel") / "tiny")
+    write_profile(model / "profile.json")
+    return model
+
+
+@pytest.fixture(scope="module")
+def shared(folder: Path) -> Iterator[Parts]:
+    """The tiny model on two ranks."""
+    parts = load_parts(config(folder, 2), lambda line: None)
+    try:
+        yield parts
+    finally:
+        parts.close()
+
+
+def requests() -> list[Request]:
+    sampling = [SamplingParams(max_tokens=12, temperature=t, ignore_eos=True) for t in (0.0, 1.0)]
+    return [
+        Request(f"r{i}", tuple(range(3 + i, 15 + 2 * i)), sampling[i % 2], Targets(tpot=0.01), seed=i, arrived=0.0)
+        for i in range(6)
+    ]
+
+
+def test_two_processes_give_the_tokens_of_one(folder: Path, shared: Parts) -> None:
+    alone = load_parts(config(folder, 1), lambda line: None)
+    expected = run(alone.engine(alone.policy("continuous")), requests(), check=False)
+    for policy in ("continuous", "adaserve"):  # one after the other on the same ranks, as `bench` does it
+        assert run(shared.engine(shared.policy(policy, SMALL)), requests(), burst=2).tokens == expected.tokens
+
+
+def test_one_engine_of_ranks_a_process(folder: Path, shared: Parts) -> None:
+    """A second one is refused, leaves nothing behind, and the first goes on."""
+    with pytest.raises(InvalidConfig, match="close that one first"):
+        load_parts(config(folder, 2), lambda line: None)
+    run(shared.engine(shared.policy("continuous")), requests()[:1])
+
+
+def test_a_rank_that_dies_is_told(shared: Parts) -> None:
+    assert shared.world is not None
+    engine = shared.engine(shared.policy("continuous"))
+    engine.add(requests()[0])
+    assert engine.step() is not None
+    (process,) = shared.world.ranks.processes
+    process.kill()
+    with pytest.raises(EngineFailed, match=r"rank 1 .* died \(signal 9\): start the engine again"):
+        while engine.step() is not None:
+            pass
+    shared.close()
+    shared.close()
+    assert process.poll() is not None
+
+
+def test_a_rank_that_never_comes_up_is_told() -> None:
+    ranks = Ranks.start(1)
+    ranks.processes[0].kill()
+    with pytest.raises(EngineFailed, match="rank 1 .* died while it was starting"):
+        ranks.answers(Here)
+    ranks.close()
+    assert not ranks.folder.exists()
+
+
+LEADER = """
+import sys, time
+from adaserve.parallel.messages import Here, Load
+from adaserve.parallel.ranks import Ranks
+
+ranks = Ranks.start(1)
+ranks.send(Load(1, 2, str(ranks.folder), "tiny", sys.argv[1], "safetensors folder", "float64", "cpu", 1, 600.0))
+ranks.answers(Here)
+print(ranks.processes[0].pid, flush=True)
+if sys.argv[2] == "stay":
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("end", ["stay", "go"])
+def test_no_rank_outlives_rank_0(folder: Path, end: str) -> None:
+    """Whether rank 0 is killed or comes to its end without closing anything, and although the other waits for it in gloo."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", LEADER, str(folder), end]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as leader:
+        assert leader.stdout is not None
+        pid = int(leader.stdout.readline())
+        if end == "stay":
+            leader.send_signal(signal.SIGKILL)
+        status = leader.wait(SLOW)
+    assert status == (-signal.SIGKILL if end == "stay" else 0)
+    deadline = time.monotonic() + SLOW
+    while _alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _alive(pid)
+
+
+def _alive(pid: int) -> bool:
+    """Whether a process runs; one that only waits for its parent to notice does not."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+def test_more_ranks_than_the_model_has_heads(folder: Path) -> None:
+    with pytest.raises(InvalidConfig, match="tensor_parallel_size 3 does not divide .* use one of 1, 2"):
+        load_parts(config(folder, 3), lambda line: None)
+
+
+def test_more_ranks_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    check_devices(2, torch.device("cuda"))
+    check_devices(8, torch.device("cpu"))
+    with pytest.raises(InvalidConfig, match="asks for 4 GPUs and this machine shows 2: use at most 2"):
+        check_devices(4, torch.device("cuda"))
