@@ -16,7 +16,19 @@ from adaserve.request import FinishReason, Request, RequestState
 from adaserve.scheduling.drafting import READY_LAG, Drafting, slot_of
 from adaserve.scheduling.ledger import PageLedger
 from adaserve.scheduling.need import need
-from adaserve.step import Chunk, Limits, PageGrant, Placement, StepOutcome, StepPlan, StepShape, TokenLogprobs, draft_work
+from adaserve.step import (
+    Chunk,
+    Drafted,
+    Limits,
+    PageGrant,
+    Placement,
+    StepOutcome,
+    StepPlan,
+    StepShape,
+    TokenLogprobs,
+    draft_work,
+)
+from adaserve.tree import Source
 
 __all__ = ["READY_LAG", "Drafting", "Progress", "Scheduler"]
 
@@ -138,6 +150,7 @@ class Scheduler:
         progress: list[Progress] = []
         failed = set(outcome.failed)
         drafted = Counter(outcome.drafted.request)
+        read = _read_by_model(outcome.drafted)
         if self._policy.learner is not None:
             self._policy.learner.learn(outcome)
         for chunk in plan.catch_up:
@@ -154,8 +167,8 @@ class Scheduler:
             known, accepted = len(state.tokens), len(tokens) - 1
             state.computed = known + accepted
             if plan.drafting[i] is not None and plan.depth:
-                # Nodes of the last depth were proposed but never fed to the draft.
-                state.draft_computed = known + min(accepted, plan.depth - 1)
+                # Nodes of the last depth, and those that look-up alone proposed, were never fed to the draft model.
+                state.draft_computed = known + min(read[i], plan.depth - 1)
             state.steps += 1
             state.accepted += accepted
             state.drafted += drafted[i]
@@ -306,6 +319,12 @@ class Scheduler:
         heapq.heappush(self._slots, state.slot)
         state.slot = None
         state.computed = state.draft_computed = 0
+
+
+def _read_by_model(drafted: Drafted) -> Counter[int]:
+    """How many accepted nodes of each request the draft model proposed; they come before those that look-up alone proposed."""
+    nodes = zip(drafted.request, drafted.source, drafted.accepted, strict=True)
+    return Counter(request for request, source, accepted in nodes if accepted and source != Source.NGRAM)
 
 
 def _first_stop(state: RequestState, tokens: Sequence[int]) -> int | None:
