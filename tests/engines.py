@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -69,6 +69,7 @@ def engine_for(models: Models, setting: Setting, policy: Policy | None = None) -
     used = {
         "model": models,
         "ngram": Models(models.target, None, lookup=True),
+        "model+ngram": replace(models, lookup=True),
         "none": Models(models.target),
     }[setting.draft]
     sizes = Sizes(setting.slots, 200, setting.pages, setting.page_size)

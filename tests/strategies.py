@@ -7,7 +7,7 @@ import torch
 from hypothesis import strategies as st
 
 from adaserve.step import Limits, Order
-from adaserve.tree import ROOT, CandidateTree
+from adaserve.tree import ROOT, CandidateTree, Source
 from tests.oracles.algorithm1 import Tree
 
 TIED = (1.0, 0.5, 0.25)
@@ -46,7 +46,8 @@ def random_candidates(rng: random.Random, n: int, columns: int, tied: bool) -> C
             real.append(column)
     ids = (torch.tensor(x, dtype=torch.int64).view(n, columns) for x in (token, parent, depth))
     f = torch.tensor(prob, dtype=torch.float64).view(n, columns)
-    return CandidateTree(*ids, f, torch.zeros(n, columns, dtype=torch.int64))
+    source = [[rng.randrange(len(Source)) for _ in range(columns)] for _ in range(n)]
+    return CandidateTree(*ids, f, torch.tensor(source, dtype=torch.int64).view(n, columns))
 
 
 def random_batch(rng: random.Random, max_requests: int = 6, max_columns: int = 16) -> Batch:

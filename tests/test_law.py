@@ -40,6 +40,13 @@ SETTINGS = {
     "pre-empted, no reuse": Setting("spec:3", pages=36, prefix_caching=False),
     "look-up": Setting("adaserve", draft="ngram"),
     "look-up chain": Setting("spec:3", draft="ngram"),
+    "both": Setting("adaserve", draft="model+ngram"),
+    "both, in plus": Setting("adaserve+", draft="model+ngram"),
+    "both, coupled, deep": Setting(
+        "adaserve", draft="model+ngram", overrides=Overrides(depth=7, width=3, coupled=True), constants=small(verify_rows=300)
+    ),
+    "both, pre-empted": Setting("spec:4", draft="model+ngram", pages=36),
+    "both, padded": Setting("adaserve", draft="model+ngram", overrides=Overrides(depth=4, width=2), padded=True),
     "no draft": Setting("adaserve", draft="none"),
     "pages of one": Setting("adaserve", page_size=1, pages=1600),
     "pre-empted, pages of one": Setting("spec:8", page_size=1, pages=150),

@@ -1,13 +1,14 @@
 """Packing of trees: against a plain Python twin, and round trips."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaserve.tree import MAX_NODES, ROOT, CandidateTree, DraftTree, ancestor_mask, edge_prob, pack
+from adaserve.tree import MAX_NODES, ROOT, CandidateTree, DraftTree, Source, ancestor_mask, edge_prob, merge, pack
 from tests.strategies import candidate_trees, random_candidates, seeds
 
 
@@ -28,7 +29,7 @@ def plain_pack(candidates: CandidateTree, chosen: torch.Tensor, root_token: torc
     rows: list[dict[str, int]] = []
     for i in range(len(candidates.token)):
         root = len(rows)
-        rows.append(dict(token=int(root_token[i]), parent=root, row=i, depth=0, node=0, mask=0, column=0))
+        rows.append(dict(token=int(root_token[i]), parent=root, row=i, depth=0, node=0, mask=0, column=0, source=0))
         place = {ROOT: root}
         for column in range(candidates.token.shape[1]):
             if chosen[i, column]:
@@ -44,13 +45,14 @@ def plain_pack(candidates: CandidateTree, chosen: torch.Tensor, root_token: torc
                         node=node,
                         mask=rows[parent]["mask"] | 1 << node,
                         column=column,
+                        source=int(candidates.source[i, column]),
                     )
                 )
     return rows
 
 
 def rows_of(tree: DraftTree) -> list[dict[str, int]]:
-    names = ("token", "parent", "row", "depth", "node", "mask", "column")
+    names = ("token", "parent", "row", "depth", "node", "mask", "column", "source")
     return [dict(zip(names, row, strict=True)) for row in zip(*(getattr(tree, x).tolist() for x in names), strict=True)]
 
 
@@ -101,7 +103,7 @@ def test_padding_of_a_static_size_is_harmless(candidates: CandidateTree, rng: ra
     assert torch.equal(padded.count, exact.count)
     assert torch.equal(padded.root, exact.root)
     for at, row in enumerate(rows_of(padded)[exact.rows :], start=exact.rows):
-        assert row == dict(token=0, parent=at, row=n, depth=1, node=0, mask=0, column=0)
+        assert row == dict(token=0, parent=at, row=n, depth=1, node=0, mask=0, column=0, source=0)
     # Verification's walk from the roots, with draws that match wherever they can, reaches all real rows and no padding.
     reached = padded.depth == 0
     for _ in range(candidates.token.shape[1]):
@@ -173,3 +175,79 @@ def test_the_trees_drawn_here_are_candidate_trees() -> None:
     assert deepest >= 8
     assert widest >= 8
     assert padded > 100
+
+
+def with_tokens(rng: random.Random, candidates: CandidateTree, source: Source) -> CandidateTree:
+    """The same trees with other tokens, which siblings still differ in, so that two of them share some paths and not others."""
+    token = candidates.token.clone()
+    for i in range(len(token)):
+        renamed: dict[int, list[int]] = {}
+        for column in range(token.shape[1]):
+            parent = int(candidates.parent[i, column])
+            if candidates.path_prob[i, column] > 0:
+                names = renamed.setdefault(parent, rng.sample(range(30), 30) if rng.random() < 0.3 else list(range(30)))
+                token[i, column] = names[int(token[i, column])]
+    return replace(candidates, token=token, source=torch.full_like(token, int(source)))
+
+
+def paths(candidates: CandidateTree, request: int) -> dict[tuple[int, ...], int]:
+    """Column of every real node's path of tokens."""
+    path: list[tuple[int, ...]] = []
+    for token, parent in zip(candidates.token[request].tolist(), candidates.parent[request].tolist(), strict=True):
+        path.append((*path[parent], token) if parent != ROOT else (token,))
+    real = {p: c for c, p in enumerate(path) if candidates.path_prob[request, c] > 0}
+    assert len(real) == int((candidates.path_prob[request] > 0).sum()), "two nodes of one path: siblings of one token"
+    return real
+
+
+@given(seeds(), st.integers(0, 4), st.integers(0, 14), st.integers(0, 14), st.booleans())
+def test_merged_trees_hold_all_paths_once(rng: random.Random, n: int, one: int, other: int, tied: bool) -> None:
+    """Valid trees, no two siblings of one token, every path of either, each with its source, and f that never rises."""
+    first = with_tokens(rng, random_candidates(rng, n, one, tied), Source.MODEL)
+    second = with_tokens(rng, random_candidates(rng, n, other, tied), Source.NGRAM)
+    deepest = max((int(c.depth.max()) for c in (first, second) if c.depth.numel()), default=1)
+    merged = merge(first, second, deepest)
+    assert merged.token.shape == (n, one + other)
+    for i in range(n):
+        of_first, of_second, of_both = paths(first, i), paths(second, i), paths(merged, i)
+        assert of_both.keys() == of_first.keys() | of_second.keys()
+        for path, column in of_both.items():
+            parent, f = int(merged.parent[i, column]), float(merged.path_prob[i, column])
+            assert parent == (ROOT if len(path) == 1 else of_both[path[:-1]]) and parent < column
+            assert int(merged.depth[i, column]) == len(path)
+            assert f <= (1.0 if parent == ROOT else float(merged.path_prob[i, parent]))
+            if path in of_first:
+                assert column == of_first[path], "what the model proposed keeps its column"
+                assert f >= float(first.path_prob[i, column]) * (1 - 1e-12), "agreement never takes trust away"
+            else:
+                assert column == one + of_second[path]
+            sources = {(True, False): Source.MODEL, (False, True): Source.NGRAM, (True, True): Source.BOTH}
+            assert int(merged.source[i, column]) == sources[path in of_first, path in of_second]
+
+
+@given(seeds(), st.integers(0, 3), st.integers(0, 12), st.booleans())
+def test_merging_with_nothing_or_with_itself(rng: random.Random, n: int, columns: int, tied: bool) -> None:
+    candidates = with_tokens(rng, random_candidates(rng, n, columns, tied), Source.MODEL)
+    deepest = int(candidates.depth.max()) if candidates.depth.numel() else 1
+    alone = merge(candidates, CandidateTree.empty(n), deepest)
+    assert all(torch.equal(getattr(alone, x), getattr(candidates, x)) for x in vars(candidates))
+    twice = merge(candidates, candidates, deepest)
+    assert not (twice.path_prob[:, columns:] > 0).any()
+    assert torch.equal(twice.path_prob[:, :columns] > 0, candidates.path_prob > 0)
+    swapped = merge(CandidateTree.empty(n), candidates, deepest)
+    assert torch.equal(swapped.parent, candidates.parent) and torch.equal(swapped.token, candidates.token)
+    torch.testing.assert_close(swapped.path_prob, candidates.path_prob, rtol=1e-12, atol=0)
+
+
+@given(seeds(), st.integers(1, 12))
+def test_the_likeliest_nodes_of_merged_trees_are_connected(rng: random.Random, columns: int) -> None:
+    """What selection rests on: every prefix of the stable order by f is a connected tree, even where edges are 1."""
+    parts = [with_tokens(rng, random_candidates(rng, 3, columns, tied=True), s) for s in (Source.MODEL, Source.NGRAM)]
+    merged = merge(*parts, max(int(c.depth.max()) for c in parts))
+    for i in range(3):
+        order = merged.path_prob[i].sort(descending=True, stable=True).indices.tolist()
+        seen = {ROOT}
+        for column in order:
+            if merged.path_prob[i, column] > 0:
+                assert int(merged.parent[i, column]) in seen
+                seen.add(column)

@@ -22,6 +22,7 @@ from adaserve.runtime.stopwatch import ClockStopwatch, EventStopwatch
 from adaserve.scheduling.scheduler import Drafting, Scheduler
 from adaserve.speculation.drafter import Drafter
 from adaserve.speculation.lookup import LookupDrafter
+from adaserve.speculation.mixed import MixedDrafter
 from adaserve.speculation.model import ModelDrafter
 from adaserve.speculation.ngram import NgramDrafter
 from adaserve.step import Chunk
@@ -29,7 +30,7 @@ from adaserve.step import Chunk
 
 @dataclass(frozen=True)
 class Models:
-    """What an engine computes with: the target, and what drafts for it (a decoder, prompt look-up, or nothing).
+    """What an engine computes with: the target, and what drafts for it (a decoder, prompt look-up, both in one tree, or nothing).
 
     draft_vocabulary: how many tokens, from the first on, the draft model may propose; None for all.
     """
@@ -83,7 +84,8 @@ def make_executor(models: Models, sizes: Sizes, clock: Clock, *, padded: bool | 
         pool = models.draft.new_pool(**pages)
         # Of a shared target all ranks keep the same graphs, so that they capture in the same steps. Only one rank drafts.
         own: Capture = GraphCapture(device) if graphs and models.target.group.size > 1 else capture
-        drafter = ModelDrafter(models.draft, pool, passes(models.draft, pool), own, sizes.slots, models.draft_vocabulary)
+        model = ModelDrafter(models.draft, pool, passes(models.draft, pool), own, sizes.slots, models.draft_vocabulary)
+        drafter = MixedDrafter(model, LookupDrafter(NgramDrafter())) if models.lookup else model
     elif models.lookup:
         drafter = LookupDrafter(NgramDrafter())
     pool = models.target.new_pool(**pages)

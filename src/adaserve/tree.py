@@ -22,11 +22,12 @@ class Source(IntEnum):
 
     MODEL = 0
     NGRAM = 1
+    BOTH = 2
 
 
 @dataclass(frozen=True)
 class CandidateTree:
-    """What the drafters propose, one tree per request. Columns are depth-major: parents stand before their children.
+    """What the drafters propose, one tree per request. Parents stand before their children; a drafter's columns are depth-major.
 
     token      [n, N] int64    token of each node
     parent     [n, N] int64    column of its parent, ROOT for children of the root
@@ -52,10 +53,10 @@ class CandidateTree:
 
 @dataclass(frozen=True)
 class DraftTree:
-    """The roots and the chosen nodes of all requests, packed. A request's rows are contiguous: its root, its nodes depth-major.
+    """The roots and the chosen nodes of all requests, packed. A request's rows are contiguous: its root, its nodes by column.
 
-    A tree of static size ends in padding rows: row = n, a request that does not exist; token 0, node 0, mask 0, column 0; depth 1
-    but its own parent, so it is neither a root nor connected to one, and no walk from a root ever accepts it.
+    A tree of static size ends in padding rows: row = n, a request that does not exist; token, node, mask, column and source 0;
+    depth 1 but its own parent, so it is neither a root nor connected to one, and no walk from a root ever accepts it.
 
     token   [B] int64  token of each row; the root's is the request's last known token
     parent  [B] int64  packed row of its parent; a root is its own parent
@@ -64,6 +65,7 @@ class DraftTree:
     node    [B] int64  index among the request's own nodes, its place in the scratch tail; 0 for roots, which have none
     mask    [B] int64  ancestor bits over the request's nodes, its own included; 0 for roots
     column  [B] int64  the CandidateTree column it came from; 0 for roots
+    source  [B] int64  which drafter proposed it; 0 for roots
     count   [n] int64  draft nodes of each request
     """
 
@@ -74,6 +76,7 @@ class DraftTree:
     node: Tensor
     mask: Tensor
     column: Tensor
+    source: Tensor
     count: Tensor
 
     @property
@@ -133,6 +136,7 @@ def pack(candidates: CandidateTree, chosen: Tensor, root_token: Tensor, size: in
         node=node,
         mask=ancestor_mask(torch.where(is_node, 1 << node, 0), parent, min(columns, MAX_NODES)),
         column=(cell % cells - 1).clamp(min=0),
+        source=pad(pad(candidates.source, (1, 0)).flatten(), (0, 1))[cell],
         count=count,
     )
 
@@ -155,3 +159,52 @@ def edge_prob(candidates: CandidateTree) -> Tensor:
     prob = pad(candidates.path_prob, (1, 0), value=1.0)  # [n, 1 + N], the root's f is 1
     above = prob.gather(1, candidates.parent + 1)  # [n, N]
     return torch.where(candidates.path_prob > 0, candidates.path_prob / above, 0.0)
+
+
+def along_paths(edge: Tensor, parent: Tensor, depth: int) -> Tensor:
+    """The product of `edge` [n, N] from the root to every node: [n, N].
+
+    parent [n, N] as in CandidateTree; depth: of the deepest node. A node's product is its edge times its parent's product and
+    nothing else, so with edges up to 1 it never rises along a path, whatever the rounding.
+    """
+    product = edge
+    for _ in range(depth - 1):
+        product = edge * pad(product, (1, 0), value=1.0).gather(1, parent + 1)
+    return product
+
+
+def merge(first: CandidateTree, second: CandidateTree, depth: int) -> CandidateTree:
+    """Join what two drafters propose for the same n requests into one tree each; depth: of the deepest node.
+
+    Columns are those of `first`, then those of `second`. A node of `second` that `first` has too, by the tokens of its path,
+    becomes padding, and that of `first` is of both sources; refused only if both would be, its edge is 1 - (1 - e)(1 - e').
+    Siblings stay distinct, and f never rises along a path.  [n, N1 + N2]
+    """
+    n, columns = first.token.shape
+    edge, others = edge_prob(first), edge_prob(second)
+    source = first.source
+    # Where the root and the columns of `second` went, [n, 1 + j].
+    image = torch.full((n, 1), ROOT, dtype=torch.int64, device=edge.device)
+    parents, fresh = [], []
+    for j in range(second.token.shape[1]):
+        above = image.gather(1, second.parent[:, j : j + 1] + 1)  # [n, 1]
+        same = (first.parent == above) & (first.token == second.token[:, j : j + 1])
+        same &= (first.path_prob > 0) & (second.path_prob[:, j : j + 1] > 0)  # [n, N1], one at most
+        found = same.any(1, keepdim=True)  # [n, 1]
+        at = torch.where(found, same.to(torch.uint8).argmax(1, keepdim=True) if columns else ROOT, columns + j)
+        edge = torch.where(same, 1 - (1 - edge) * (1 - others[:, j : j + 1]), edge)
+        source = torch.where(same, int(Source.BOTH), source)
+        parents.append(above)
+        fresh.append(~found)
+        image = torch.cat([image, at], 1)
+    if not parents:
+        return first
+    edge = torch.cat([edge, torch.where(torch.cat(fresh, 1), others, 0.0)], 1)  # [n, N1 + N2]
+    parent = torch.cat([first.parent, *parents], 1)
+    return CandidateTree(
+        token=torch.cat([first.token, second.token], 1),
+        parent=parent,
+        depth=torch.cat([first.depth, second.depth], 1),
+        path_prob=along_paths(edge, parent, depth),
+        source=torch.cat([source, second.source], 1),
+    )

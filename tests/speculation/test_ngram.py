@@ -31,7 +31,7 @@ def plain_search(known: list[int], shortest: int, longest: int, length: int) -> 
 def test_equals_a_plain_search(known: list[int], shortest: int, more: int, length: int) -> None:
     index = NgramIndex(shortest, shortest + more)
     index.append(known)
-    assert index.continuation(length) == plain_search(known, shortest, shortest + more, length)
+    assert index.continuation(length).tokens == plain_search(known, shortest, shortest + more, length)
 
 
 @given(texts, st.integers(0, 60))
@@ -48,16 +48,16 @@ def test_appending_bit_by_bit_changes_nothing(known: list[int], cut: int) -> Non
 def test_prefers_the_longest_suffix_and_then_the_latest_place() -> None:
     index = NgramIndex(1, 3)
     index.append([1, 2, 3, 7, 9, 3, 8, 2, 3, 4, 1, 2, 3])
-    assert index.continuation(2) == [7, 9]  # after 1 2 3, not after the later 2 3 or 3
+    assert index.continuation(2).tokens == [7, 9]  # after 1 2 3, not after the later 2 3 or 3
     index = NgramIndex(2, 2)
     index.append([1, 2, 3, 1, 2, 4, 1, 2])
-    assert index.continuation(1) == [4]
+    assert index.continuation(1).tokens == [4]
 
 
 def test_a_loop_keeps_looping() -> None:
     index = NgramIndex(2, 3)
     index.append([5, 1, 2, 3, 1, 2, 3, 1, 2])
-    assert index.continuation(7) == [3, 1, 2, 3, 1, 2, 3]
+    assert index.continuation(7).tokens == [3, 1, 2, 3, 1, 2, 3]
 
 
 def test_proposes_chains_as_candidate_trees() -> None:
@@ -123,7 +123,8 @@ def test_learns_conditional_acceptance_per_depth() -> None:
     rng = random.Random(0)
     for _ in range(3000):
         first, second = rng.random() < 0.9, rng.random() < 0.3
-        drafter.learn(outcome((1, Source.NGRAM, True, first), (2, Source.NGRAM, first, first and second)))
+        drafter.propose([0], 2, [2], [True])
+        drafter.learn(outcome((1, Source.NGRAM, True, first), (2, Source.NGRAM, first, first and second)), [0])
     f = drafter.propose([0], 2, [2], [True]).path_prob[0].tolist()
     assert f == pytest.approx([0.9, 0.27], abs=0.05)
 
@@ -132,8 +133,21 @@ def test_does_not_learn_from_other_drafters_or_from_nodes_that_were_not_put_to_t
     drafter = NgramDrafter(1, 1)
     drafter.place(0, [1, 1])
     before = drafter.propose([0], 2, [2], [True]).path_prob.tolist()
-    drafter.learn(outcome((1, Source.MODEL, True, True), (2, Source.NGRAM, False, False)))
+    drafter.learn(outcome((1, Source.MODEL, True, True), (1, Source.BOTH, True, True), (2, Source.NGRAM, False, False)), [0])
     assert drafter.propose([0], 2, [2], [True]).path_prob.tolist() == before
+
+
+def test_what_follows_a_longer_suffix_is_told_apart() -> None:
+    """Always right after three tokens, never after one: each is believed by its own record."""
+    drafter = NgramDrafter(1, 3)
+    drafter.place(3, [1, 2, 3, 4, 1, 2, 3])
+    drafter.place(7, [5, 6, 5])
+    for _ in range(100):
+        drafter.propose([3, 7], 1, [1, 1], [True, True])
+        both = Drafted((0, 1), (1, 1), (1, 1), (0.0, 0.0), (0.0, 0.0), (True, True), (True, False))
+        drafter.learn(both, [3, 7])
+    f = drafter.propose([7, 3], 1, [1, 1], [True, True]).path_prob
+    assert f[0] < 0.1 and f[1] > 0.9
 
 
 def test_hit_rates_start_at_the_prior_and_follow_a_change() -> None:

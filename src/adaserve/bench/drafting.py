@@ -43,7 +43,8 @@ class Yield:
     """Sums over the steps of one class's requests, all up to the end of their texts.
 
     tokens: gained by verification, first tokens excluded. drafting: steps in which a request was drafted for. nodes: verified.
-    found: steps in which a child of the root was accepted. accepted, tried: by source, of nodes that were put to the test.
+    found: steps in which a child of the root was accepted.
+    hoped, accepted, tried: by source, of nodes that were put to the test: the sum of their edges' probabilities, and how many.
     said, right, count: by tenths of the edge's probability.
     """
 
@@ -52,6 +53,7 @@ class Yield:
     drafting: int = 0
     nodes: int = 0
     found: int = 0
+    hoped: dict[int, float] = field(default_factory=dict)
     accepted: dict[int, int] = field(default_factory=dict)
     tried: dict[int, int] = field(default_factory=dict)
     said: list[float] = field(default_factory=lambda: [0.0] * BINS)
@@ -79,6 +81,7 @@ class Yield:
             accepted, source, edge = drafted.accepted[node], drafted.source[node], drafted.edge_prob[node]
             self.found += accepted and drafted.depth[node] == 1
             self.tried[source] = self.tried.get(source, 0) + 1
+            self.hoped[source] = self.hoped.get(source, 0.0) + edge
             self.accepted[source] = self.accepted.get(source, 0) + accepted
             cell = min(int(edge * BINS), BINS - 1)
             self.said[cell] += edge

@@ -42,4 +42,4 @@ class LookupDrafter:
         """Index what was gained, and learn how often proposals were right."""
         for slot, tokens in (*zip(plan.decoding, gained.tokens, strict=True), *((s, (t,)) for s, t in gained.first_tokens)):
             self._ngrams.append(slot, tokens)
-        self._ngrams.learn(gained.drafted)
+        self._ngrams.learn(gained.drafted, plan.decoding)

@@ -25,7 +25,7 @@ from adaserve.speculation.beam import Beam
 from adaserve.speculation.drafter import Gained
 from adaserve.speculation.ranking import Ranking
 from adaserve.step import Chunk, Placement, StepPlan, draft_work
-from adaserve.tree import CandidateTree, DraftTree
+from adaserve.tree import CandidateTree, DraftTree, Source
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,9 @@ class ModelDrafter:
             if not active:
                 return CandidateTree.empty(n, table.device)
             prepared, self._prepared = self._prepared, None
-            if prepared is not None and prepared.serves(slots, growth):
+            # Who has more than two tokens to read had less of them when the trees were prepared.
+            current = all(chunk.length <= 2 for chunk in first)
+            if prepared is not None and current and prepared.serves(slots, growth):
                 tree = prepared.part(slots, room, plan.depth)
             else:
                 rooms = [plan.room[i] for i in active]
@@ -165,10 +167,10 @@ class ModelDrafter:
         return tree if idle == 0 else CandidateTree(*(x[:count] for x in fields))
 
     def keep(self, depth: int, table: SlotTable, slot: Tensor, tree: DraftTree, accepted: Tensor) -> None:
-        """Move the accepted nodes' keys and values from tail to pages; the last depth's were never computed."""
+        """Move accepted nodes' keys and values from tail to pages; the last depth's, and others' nodes, were never computed."""
         if depth < 2:
             return
-        read = accepted & (tree.depth > 0) & (tree.depth < depth)  # [B]
+        read = accepted & (tree.depth > 0) & (tree.depth < depth) & (tree.source != Source.NGRAM)  # [B]
         # A node's column is its row in the tail.
         self._pool.move(*table.accepted_rows(tree, read, tree.column, slot, self._pool.tail_start))
 

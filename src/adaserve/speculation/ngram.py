@@ -4,6 +4,7 @@ It needs no model, and does well where output repeats input: code edits, summari
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -12,6 +13,14 @@ from adaserve.step import Drafted
 from adaserve.tree import MAX_NODES, ROOT, CandidateTree, Source
 
 Gram = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What may follow, and the size of the n-gram that it followed before; 0 where nothing was found."""
+
+    tokens: list[int]
+    size: int
 
 
 class NgramIndex:
@@ -33,8 +42,8 @@ class NgramIndex:
             grams = zip(*(window[offset:] for offset in range(size)), strict=False)
             self._next.update(zip(grams, range(start + size, len(self._tokens)), strict=False))
 
-    def continuation(self, length: int) -> list[int]:
-        """Propose `length` tokens to follow the known ones; empty when no suffix of an allowed size occurred before.
+    def continuation(self, length: int) -> Continuation:
+        """Propose `length` tokens to follow the known ones; none when no suffix of an allowed size occurred before.
 
         The longest such suffix decides, at its latest occurrence. Where the copy runs into the end of the known tokens, it goes
         on with what it has proposed itself: a loop keeps looping.
@@ -44,8 +53,8 @@ class NgramIndex:
             start = self._next.get(tuple(known[-size:])) if size <= len(known) else None
             if start is not None:
                 period = len(known) - start
-                return [known[start + step % period] for step in range(length)]
-        return []
+                return Continuation([known[start + step % period] for step in range(length)], size)
+        return Continuation([], 0)
 
 
 class HitRate:
@@ -92,7 +101,8 @@ class NgramDrafter:
         self._shortest = shortest
         self._longest = longest
         self._indices: dict[int, NgramIndex] = {}
-        self._hits = HitRate()
+        self._sizes: dict[int, int] = {}  # slot -> size of the n-gram that its latest proposal followed
+        self._hits = [HitRate() for _ in range(longest + 1)]  # by that size: what followed more is likelier to follow again
 
     def place(self, slot: int, tokens: Sequence[int]) -> None:
         """Start a slot with its known tokens, prompt first; whatever the slot held is forgotten."""
@@ -106,6 +116,7 @@ class NgramDrafter:
     def release(self, slot: int) -> None:
         """Forget a slot; one that holds nothing is fine."""
         self._indices.pop(slot, None)
+        self._sizes.pop(slot, None)
 
     def propose(
         self, slots: Sequence[int], depth: int, room: Sequence[int], drafting: Sequence[bool], device: torch.device | str = "cpu"
@@ -116,14 +127,16 @@ class NgramDrafter:
         """
         if not 0 <= depth <= MAX_NODES:
             raise ValueError(f"an n-gram chain's depth must be in [0, {MAX_NODES}], got {depth}")
-        f = self._hits.path_probs(depth)
+        f = [hits.path_probs(depth) for hits in self._hits]
         token: list[list[int]] = []
         prob: list[list[float]] = []
         for slot, deepest, drafts in zip(slots, room, drafting, strict=True):
             length = max(min(depth, deepest), 0) if drafts else 0
-            chain = self._indices[slot].continuation(length)
-            token.append(chain + [0] * (depth - len(chain)))
-            prob.append(f[: len(chain)] + [0.0] * (depth - len(chain)))
+            found = self._indices[slot].continuation(length)
+            self._sizes[slot] = found.size
+            padding = depth - len(found.tokens)
+            token.append(found.tokens + [0] * padding)
+            prob.append(f[found.size][: len(found.tokens)] + [0.0] * padding)
         shape = (len(slots), depth)
         column = torch.arange(depth, device=device)
         return CandidateTree(
@@ -134,10 +147,9 @@ class NgramDrafter:
             source=torch.full(shape, int(Source.NGRAM), device=device),
         )
 
-    def learn(self, drafted: Drafted) -> None:
-        """Learn from a step's outcome how often proposals are accepted, per depth."""
-        for depth, source, reached, accepted in zip(
-            drafted.depth, drafted.source, drafted.reached, drafted.accepted, strict=True
-        ):
+    def learn(self, drafted: Drafted, slots: Sequence[int]) -> None:
+        """Learn from a step's outcome how often proposals of its own alone are accepted; slots: of the requests that decoded."""
+        nodes = zip(drafted.request, drafted.depth, drafted.source, drafted.reached, drafted.accepted, strict=True)
+        for request, depth, source, reached, accepted in nodes:
             if reached and source == Source.NGRAM:
-                self._hits.learn(depth, accepted)
+                self._hits[self._sizes[slots[request]]].learn(depth, accepted)
