@@ -7,6 +7,7 @@ has seen fades, and weighs against a prior that believes the draft. Within a row
 with the probability, so that the order of siblings stays the draft's own.
 """
 
+from bisect import bisect_left
 from itertools import pairwise
 
 import torch
@@ -41,7 +42,6 @@ class Calibration:
         middle = [(low + high) / 2 for low, high in pairwise(points)]
         rows = len(Source) * DEPTHS * BIRTHS
         self._said = torch.tensor(middle, dtype=torch.float64)  # [cells], the probability that stands for each cell
-        self._edges = torch.tensor(EDGES, dtype=torch.float64)  # [cells - 1]
         self._tried = torch.zeros(rows, len(middle), dtype=torch.float64)  # [rows, cells]
         self._kept = torch.zeros_like(self._tried)
         self._steps = 0
@@ -50,17 +50,17 @@ class Calibration:
 
     def learn(self, drafted: Drafted) -> None:
         """Take in a step's verified nodes."""
-        self._tried *= FADE
-        self._kept *= FADE
-        if drafted.depth:
-            reached = torch.tensor(drafted.reached)
-            source, depth = torch.tensor(drafted.source)[reached], torch.tensor(drafted.depth)[reached]
-            prob = torch.tensor(drafted.edge_prob, dtype=torch.float64)[reached]
-            kept = torch.tensor(drafted.accepted)[reached].double()
-            later = torch.tensor(_later(drafted))[reached]
-            cell = _row(source, depth, later) * self._said.shape[0] + torch.bucketize(prob, self._edges)
-            self._tried.view(-1).index_add_(0, cell, torch.ones_like(kept))
-            self._kept.view(-1).index_add_(0, cell, kept)
+        tried, kept = self._tried.numpy(), self._kept.numpy()  # the same memory: small arrays cost less there
+        tried *= FADE
+        kept *= FADE
+        nodes = zip(
+            drafted.source, drafted.depth, drafted.edge_prob, drafted.reached, drafted.accepted, _later(drafted), strict=True
+        )
+        for source, depth, prob, reached, accepted, later in nodes:
+            if reached:
+                cell = (source * DEPTHS + min(max(depth, 1), DEPTHS) - 1) * BIRTHS + later, bisect_left(EDGES, prob)
+                tried[cell] += 1.0
+                kept[cell] += accepted
         self._steps += 1
         if self._steps % REFIT == 0:
             self._estimate = self._fitted()
