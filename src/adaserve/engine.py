@@ -3,8 +3,6 @@
 import threading
 from dataclasses import dataclass, replace
 
-import torch
-
 from adaserve.clock import Clock
 from adaserve.executor.executor import Executor
 from adaserve.latency import LatencyModel
@@ -136,9 +134,7 @@ class Engine:
             return self._report(cancelled, None, (), started) if cancelled else None
         planned = self._clock.now()
         candidates = self._executor.speculate(plan)  # draft model: d beam steps of width w
-        device = candidates.path_prob.device
-        need = torch.tensor(plan.need, dtype=torch.float64, pin_memory=device.type == "cuda").to(device, non_blocking=True)  # [n]
-        selected = self._policy.selection(candidates, need, plan.limits)  # which nodes deserve the target's time
+        selected = self._executor.select(plan, candidates, self._policy.selection)  # which nodes deserve the target's time
         verdict = self._executor.verify(plan, candidates, selected.chosen)  # target: trees and prompt chunks, one pass
         slo_selected = selected.slo.sum(1).to("cpu", non_blocking=True)  # [n], on the host once commit has waited
         outcome = self._executor.commit(plan, verdict)  # keep accepted KV; tokens reach the host here

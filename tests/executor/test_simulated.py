@@ -12,6 +12,7 @@ from adaserve.executor.simulated import SimulatedExecutor
 from adaserve.executor.truth import Truth, drawn_residuals
 from adaserve.latency import Profile
 from adaserve.policy.selection import SloSelection
+from adaserve.purse import Purse
 from adaserve.request import SamplingParams
 from adaserve.speculation.verifier import verify
 from adaserve.step import Chunk, Limits, Placement, StepPlan
@@ -65,7 +66,7 @@ class Bench:
 
 
 def selected(candidates: CandidateTree, plan: StepPlan) -> torch.Tensor:
-    return SloSelection()(candidates, torch.tensor(plan.need, dtype=torch.float64), plan.limits).chosen
+    return SloSelection()(candidates, torch.tensor(plan.need, dtype=torch.float64), Purse.of(plan.limits)).chosen
 
 
 @given(seeds())

@@ -5,6 +5,7 @@ which the host knows beforehand, so trees are padded to the most that a step may
 costs nothing, they hold exactly what was chosen.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,7 @@ from torch.nn.functional import pad
 from adaserve.cache.pool import KVPool
 from adaserve.clock import Clock
 from adaserve.models.decoder import Decoder
+from adaserve.purse import Choose, Purse, Selected
 from adaserve.runtime.batch import ForwardBatch
 from adaserve.runtime.capture import Capture, places, reach
 from adaserve.runtime.logprobs import token_logprobs
@@ -113,6 +115,39 @@ class DeviceExecutor:
             candidates = self._drafter.propose(plan, self._table)
         self._stopwatch.mark()
         return candidates
+
+    @torch.inference_mode()
+    def select(self, plan: StepPlan, candidates: CandidateTree, choose: Choose) -> Selected:
+        """Let a selection choose, as one captured call where that pays: it is dozens of kernels over next to nothing.  [n, N]
+
+        Then requests are padded to one of a few numbers by such as have no candidates, and so are nodes and prices.
+        """
+        n, columns = candidates.token.shape
+        limits, device = plan.limits, self._table.device
+        if n * columns == 0 or limits.nodes <= 0:
+            nothing = torch.zeros_like(candidates.token, dtype=torch.bool)
+            return Selected(nothing, nothing)
+        if self._table.spare is None:
+            return choose(candidates, upload(plan.need, device, torch.float64), Purse.of(limits, device))
+        count = places(n)
+        nodes = min(limits.nodes, count * columns)  # more cannot be bought
+        most = min(places(nodes), count * columns)
+        least = most if nodes == count * columns else 0
+        price = limits.price[: nodes + 1]
+        price = (*price, *[math.inf] * (most + 1 - len(price))) if price else ()
+        need = stage([*plan.need, *[0.0] * (count - n)], device, torch.float64)  # [count]
+        tensors: Sequence[Tensor] = candidates.parent, candidates.depth, candidates.path_prob, candidates.source
+        if count > n:
+            tensors = [pad(x, (0, 0, 0, count - n)) for x in tensors]
+
+        def run(need: Tensor, nodes: Tensor, price: Tensor, parent: Tensor, *rest: Tensor) -> Selected:
+            purse = Purse(nodes[0], price, least, most, limits.per_request, limits.depth, limits.order)
+            return choose(CandidateTree(parent, parent, *rest), need, purse)  # tokens are nothing to go by
+
+        key = "select", choose, least, most, limits.per_request, limits.depth, limits.order
+        inputs = need, stage([nodes], device), stage(price, device, torch.float64), *tensors
+        found = self._capture(key, run, *inputs)
+        return Selected(found.chosen[:n], found.slo[:n])
 
     @torch.inference_mode()
     def verify(self, plan: StepPlan, candidates: CandidateTree, chosen: Tensor) -> Verdict:

@@ -4,6 +4,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from adaserve.purse import Choose, Selected
 from adaserve.step import StepOutcome, StepPlan, Verdict
 from adaserve.tree import CandidateTree
 
@@ -13,6 +14,10 @@ class Executor(Protocol):
 
     def speculate(self, plan: StepPlan) -> CandidateTree:
         """Let the drafter propose a tree for every decoding request: d beam steps of width w.  [n, N]"""
+        ...
+
+    def select(self, plan: StepPlan, candidates: CandidateTree, choose: Choose) -> Selected:
+        """Let the policy's selection choose among the candidates.  [n, N]"""
         ...
 
     def verify(self, plan: StepPlan, candidates: CandidateTree, chosen: Tensor) -> Verdict:

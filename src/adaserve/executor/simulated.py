@@ -15,6 +15,7 @@ from adaserve.clock import VirtualClock
 from adaserve.executor.acceptance import Recording
 from adaserve.executor.recorded_beam import Bools, Floats, Ints, grow
 from adaserve.executor.truth import Truth
+from adaserve.purse import Choose, Purse, Selected
 from adaserve.step import Drafted, Placement, StepOutcome, StepPlan, StepShape, Verdict, draft_work
 from adaserve.tree import MAX_NODES, ROOT, CandidateTree, Source
 
@@ -89,6 +90,10 @@ class SimulatedExecutor:
             path_prob=torch.from_numpy(grown.path_prob),
             source=torch.full_like(token, Source.MODEL),
         )
+
+    def select(self, plan: StepPlan, candidates: CandidateTree, choose: Choose) -> Selected:
+        """Call the selection."""
+        return choose(candidates, torch.tensor(plan.need, dtype=torch.float64), Purse.of(plan.limits))
 
     def verify(self, plan: StepPlan, candidates: CandidateTree, chosen: torch.Tensor) -> Verdict:
         """Accept the chosen nodes on the true path: chosen nodes are connected, so they are a path from the root."""

@@ -20,6 +20,7 @@ from adaserve.executor.executor import Executor
 from adaserve.parallel.group import Group
 from adaserve.parallel.messages import Link, Message, Plan, Tree
 from adaserve.parallel.ranks import Ranks
+from adaserve.purse import Choose, Selected
 from adaserve.step import StepOutcome, StepPlan, Verdict
 from adaserve.tree import CandidateTree
 
@@ -43,6 +44,10 @@ class Leader:
         with self._ranks.watched():
             self._ranks.send(Plan(plan))
             return self._inner.speculate(plan)
+
+    def select(self, plan: StepPlan, candidates: CandidateTree, choose: Choose) -> Selected:
+        """Select, alone: the other ranks hear with the trees what was chosen."""
+        return self._inner.select(plan, candidates, choose)
 
     def verify(self, plan: StepPlan, candidates: CandidateTree, chosen: Tensor) -> Verdict:
         """Send the trees; verify, together."""

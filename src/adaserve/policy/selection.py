@@ -5,34 +5,21 @@ Hence a *stable* descending sort by f keeps parents ahead of children, and every
 tree. (An unstable sort may put a child before a parent of equal f.) Nothing here looks at a tensor's values on the host.
 """
 
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from adaserve.step import Limits, Order
+from adaserve.purse import Purse, Selected
+from adaserve.step import Order
 from adaserve.tree import MAX_NODES, CandidateTree
 
 
-@dataclass(frozen=True)
-class Selected:
-    """What a selection chose.
-
-    chosen [n, N] bool  nodes to verify: connected, never padding, at most MAX_NODES a request and limits.nodes over all
-    slo    [n, N] bool  those among them that the SLO phase chose, for the sake of their request's target; the others were chosen
-                        for the throughput of the batch
-    """
-
-    chosen: Tensor
-    slo: Tensor
-
-
 class Selection(Protocol):
-    """Decides which candidates to verify."""
+    """Decides which candidates to verify: a purse.Choose."""
 
-    def __call__(self, candidates: CandidateTree, need: Tensor, limits: Limits) -> Selected:
+    def __call__(self, candidates: CandidateTree, need: Tensor, purse: Purse) -> Selected:
         """Choose among the candidates; need [n] float64 is A_i, the tokens that each request must gain now (0: no target)."""
         ...
 
@@ -40,18 +27,18 @@ class Selection(Protocol):
 class SloSelection:
     """The paper's selection (Algorithm 2, lines "SLO-customised" and "throughput-optimised"): targets first, then throughput.
 
-    SLO phase: requests in `limits.order`; each takes its best candidates until 1 + sum f >= min(A_i, d + 1), at most
-    `limits.per_request` of them, while `limits.nodes` last. Throughput phase: the best remaining candidates of all requests until
-    `limits.nodes` are spent. (The paper's pseudocode spends while the budget is >= 0, one too many; here never more than given.)
+    SLO phase: requests in `purse.order`; each takes its best candidates until 1 + sum f >= min(A_i, d + 1), at most
+    `purse.per_request` of them, while `purse.nodes` last. Throughput phase: the best remaining candidates of all requests until
+    `purse.nodes` are spent. (The paper's pseudocode spends while the budget is >= 0, one too many; here never more than given.)
 
     Ties. Requests of equal need: the lower index first. Candidates of one request with equal f: the lower column first.
     Candidates of different requests with equal f (throughput phase): the request that holds fewer nodes, then the lower index.
     """
 
-    def __call__(self, candidates: CandidateTree, need: Tensor, limits: Limits) -> Selected:
+    def __call__(self, candidates: CandidateTree, need: Tensor, purse: Purse) -> Selected:
         """Choose by Algorithm 2; need [n] float64."""
         n, columns = candidates.path_prob.shape
-        if n == 0 or columns == 0 or limits.nodes <= 0:
+        if n == 0 or columns == 0 or purse.most == 0:
             nothing = torch.zeros_like(candidates.token, dtype=torch.bool)
             return Selected(nothing, nothing)
         prob, column = candidates.path_prob.sort(dim=1, descending=True, stable=True)  # [n, N], each request's best first
@@ -59,25 +46,25 @@ class SloSelection:
         prob = prob[:, :kept]  # [n, R], by rank
         rank = torch.arange(columns, device=prob.device)  # [N]
 
-        taken = _slo_counts(prob, need, limits)  # [n]
-        everything_fits = n * kept <= limits.nodes
-        total = (prob > 0).sum(1) if everything_fits else taken + _throughput_counts(prob, taken, limits.nodes)  # [n]
+        taken = _slo_counts(prob, need, purse)  # [n]
+        everything_fits = n * kept <= purse.least
+        total = (prob > 0).sum(1) if everything_fits else taken + _throughput_counts(prob, taken, purse)  # [n]
         chosen = torch.empty_like(column, dtype=torch.bool).scatter_(1, column, rank < total[:, None])
         slo = torch.empty_like(chosen).scatter_(1, column, rank < taken[:, None])
         return Selected(chosen, slo)
 
 
-def _slo_counts(prob: Tensor, need: Tensor, limits: Limits) -> Tensor:
+def _slo_counts(prob: Tensor, need: Tensor, purse: Purse) -> Tensor:
     """How many of its best candidates each request gets in the SLO phase, [n]; prob [n, R] float64, best first."""
     # Column k of `gained` is 1 + the sum of the k best f: what the request expects when it has k nodes.
     gained = pad(prob, (1, 0), value=1.0).cumsum(1)  # [n, 1 + R]
-    target = need.clamp(max=limits.depth + 1)[:, None]  # [n, 1]
-    most = max(min(limits.per_request, prob.shape[1]), 0)
+    target = need.clamp(max=purse.depth + 1)[:, None]  # [n, 1]
+    most = max(min(purse.per_request, prob.shape[1]), 0)
     wanted = ((gained[:, :most] < target) & (prob[:, :most] > 0)).sum(1)  # [n], nodes until the target is met
 
-    order = _order(gained[:, most], need, limits.order)  # [n]
+    order = _order(gained[:, most], need, purse.order)  # [n]
     queued = wanted[order].cumsum(0)  # [n], nodes wanted by each request and those before it
-    granted = queued.clamp(max=limits.nodes)
+    granted = torch.minimum(queued, purse.nodes)
     return torch.empty_like(wanted).scatter_(0, order, granted - pad(granted[:-1], (1, 0)))
 
 
@@ -93,48 +80,49 @@ def _order(reach: Tensor, need: Tensor, order: Order) -> Tensor:
     return neediest[hopeless.argsort(stable=True)]
 
 
-def _throughput_counts(prob: Tensor, taken: Tensor, nodes: int) -> Tensor:
+def _throughput_counts(prob: Tensor, taken: Tensor, purse: Purse) -> Tensor:
     """How many more nodes each request gets in the throughput phase, [n]; prob [n, R], the best `taken` [n] of them gone."""
     n, ranks = prob.shape
     rank = torch.arange(ranks, device=prob.device)
     rest = prob.masked_fill(rank < taken[:, None], 0.0)  # [n, R]
     # Rank-major, so that of equals the request with fewer nodes comes first.
     best, flat = rest.t().flatten().sort(descending=True, stable=True)  # [R * n]
-    best, flat = best[:nodes], flat[:nodes]
-    left = nodes - taken.sum()
+    best, flat = best[: purse.most], flat[: purse.most]
+    left = purse.nodes - taken.sum()
     bought = (torch.arange(best.shape[0], device=prob.device) < left) & (best > 0)
     return torch.zeros_like(taken).scatter_add_(0, flat % n, bought.to(taken.dtype))
 
 
 class LikelihoodSelection:
-    """The likeliest nodes of the whole batch until `limits.nodes` are spent, blind to needs: `throughput`.
+    """The likeliest nodes of the whole batch until `purse.nodes` are spent, blind to needs: `throughput`.
 
     This is SloSelection's second phase alone, ties included. It maximises the expected tokens of the step, as vLLM does from
     version 0.32 on for chains.
     """
 
-    def __call__(self, candidates: CandidateTree, need: Tensor, limits: Limits) -> Selected:
+    def __call__(self, candidates: CandidateTree, need: Tensor, purse: Purse) -> Selected:
         """Choose by f alone; `need` is not looked at."""
-        return SloSelection()(candidates, torch.zeros_like(need), limits)
+        return SloSelection()(candidates, torch.zeros_like(need), purse)
 
 
 class ChainSelection:
     """Verify everything that the drafter proposed, blind to needs and probabilities: `spec:K` and `specinfer`.
 
-    When `limits.nodes` cannot hold all candidates, shallow nodes come first: all requests' first tokens, then their second ones,
+    When `purse.nodes` cannot hold all candidates, shallow nodes come first: all requests' first tokens, then their second ones,
     and so on; within one depth the lower column, then the lower request. Trees work as well as chains.
     """
 
-    def __call__(self, candidates: CandidateTree, need: Tensor, limits: Limits) -> Selected:
+    def __call__(self, candidates: CandidateTree, need: Tensor, purse: Purse) -> Selected:
         """Choose all candidates, or as many of the shallowest as fit; `need` is not looked at."""
         n, columns = candidates.path_prob.shape
         real = candidates.path_prob > 0  # [n, N]
         if n * columns == 0:
             return Selected(real, real)
         real &= real.cumsum(1) <= MAX_NODES
-        if n * columns > limits.nodes:
+        if n * columns > purse.least:
             depth = candidates.depth.masked_fill(~real, columns + 1)  # [n, N], padding last
-            order = depth.t().flatten().argsort(stable=True)[: max(limits.nodes, 0)]
-            fits = torch.zeros(n * columns, dtype=torch.bool, device=real.device).scatter_(0, order, True)
+            order = depth.t().flatten().argsort(stable=True)[: purse.most]
+            bought = torch.arange(order.shape[0], device=real.device) < purse.nodes
+            fits = torch.zeros(n * columns, dtype=torch.bool, device=real.device).scatter_(0, order, bought)
             real &= fits.view(columns, n).t()
         return Selected(real, torch.zeros_like(real))

@@ -16,9 +16,9 @@ def upload(
     return torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
 
-def stage(values: Sequence[int], device: torch.device) -> Tensor:
+def stage(values: Sequence[int] | Sequence[float], device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
     """The host's numbers where a Capture takes them from: in pinned memory for a GPU."""
-    return torch.tensor(values, dtype=torch.int64, pin_memory=device.type == "cuda")
+    return torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
 
 
 @dataclass(frozen=True)

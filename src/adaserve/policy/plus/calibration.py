@@ -10,10 +10,12 @@ with the probability, so that the order of siblings stays the draft's own.
 from bisect import bisect_left
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from adaserve.policy.plus.host import calibrated, later_children
 from adaserve.step import Drafted
 from adaserve.tree import CandidateTree, Source, edge_prob
 
@@ -42,6 +44,7 @@ class Calibration:
         middle = [(low + high) / 2 for low, high in pairwise(points)]
         rows = len(Source) * DEPTHS * BIRTHS
         self._said = torch.tensor(middle, dtype=torch.float64)  # [cells], the probability that stands for each cell
+        self._points = np.array([0.0, *middle, 1.0])  # [cells + 2]
         self._tried = torch.zeros(rows, len(middle), dtype=torch.float64)  # [rows, cells]
         self._kept = torch.zeros_like(self._tried)
         self._steps = 0
@@ -63,11 +66,21 @@ class Calibration:
                 kept[cell] += accepted
         self._steps += 1
         if self._steps % REFIT == 0:
-            self._estimate = self._fitted()
-            self._copies.clear()
+            self._refit()
 
     def __call__(self, candidates: CandidateTree) -> Tensor:
         """f of every candidate: the product of the estimates along its path, [n, N] float64; 0 for padding."""
+        return self.on_host(candidates) if candidates.path_prob.device.type == "cpu" else self.on_device(candidates)
+
+    def on_host(self, candidates: CandidateTree) -> Tensor:
+        """The same in arrays, for candidates in the host's memory."""
+        prob, parent = candidates.path_prob.numpy(), candidates.parent.numpy()
+        depth = candidates.depth.numpy().clip(1, DEPTHS)
+        row = (candidates.source.numpy() * DEPTHS + depth - 1) * BIRTHS + later_children(prob, parent)  # [n, N]
+        return torch.from_numpy(calibrated(prob, parent, row, self._points, self._estimate.numpy()))
+
+    def on_device(self, candidates: CandidateTree) -> Tensor:
+        """The same in tensors, wherever they are."""
         said = edge_prob(candidates)  # [n, N]
         points, estimate = self._on(said.device)
         row = _row(candidates.source, candidates.depth, _later_children(candidates))  # [n, N]
@@ -79,15 +92,40 @@ class Calibration:
         return _along_paths(edge, candidates.parent)
 
     def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """What the draft says [cells + 2] and the estimates for it [rows * (cells + 2)] on a device, copied once a refit."""
+        """What the draft says [cells + 2] and the estimates for it [rows * (cells + 2)] on a device, always the same tensors."""
         if device not in self._copies:
             points = pad(pad(self._said, (1, 0)), (0, 1), value=1.0)  # [cells + 2]
-            self._copies[device] = points.to(device), self._estimate.view(-1).to(device)
+            with torch.inference_mode(False):  # refits write to them outside of any such mode
+                self._copies[device] = points.to(device), self._estimate.view(-1).clone().to(device)
         return self._copies[device]
+
+    def remembered(self) -> dict[str, object]:
+        """What has been counted, and by which cells: for policy/memory.py."""
+        return _layout() | {"tried": self._tried.tolist(), "kept": self._kept.tolist()}
+
+    def recall(self, found: object) -> None:
+        """Take up what was counted before; raises ValueError, and changes nothing, for counts of other cells or none at all."""
+        if not isinstance(found, dict) or {name: found.get(name) for name in _layout()} != _layout():
+            raise ValueError("not a calibration of these cells")
+        try:
+            tried, kept = (torch.tensor(found[name], dtype=torch.float64) for name in ("tried", "kept"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"counts that are no numbers: {error}") from error
+        if tried.shape != self._tried.shape or kept.shape != tried.shape or not ((kept >= 0) & (kept <= tried)).all():
+            raise ValueError("counts that cannot be")
+        self._tried.copy_(tried)
+        self._kept.copy_(kept)
+        self._refit()
 
     def table(self) -> Tensor:
         """The estimates, [sources * DEPTHS * BIRTHS, cells], at the cells' middles."""
         return self._estimate[:, 1:-1]
+
+    def _refit(self) -> None:
+        self._estimate = self._fitted()
+        for device, (_, copy) in self._copies.items():  # in place: captured calls read it there
+            fresh = self._estimate.view(-1)
+            copy.copy_(fresh.pin_memory() if device.type == "cuda" else fresh, non_blocking=True)
 
     def _fitted(self) -> Tensor:
         """Each cell's posterior mean, made to rise with the probability."""
@@ -95,6 +133,11 @@ class Calibration:
         rising = torch.tensor([_pooled(m, w) for m, w in zip(mean.tolist(), (self._tried + PRIOR).tolist(), strict=True)])
         # Towards the ends the estimate goes on as it does beside them.
         return torch.cat([rising[:, :1], rising, rising[:, -1:]], 1).double()
+
+
+def _layout() -> dict[str, object]:
+    """The cells, as a file has them."""
+    return {"edges": list(EDGES), "depths": DEPTHS, "births": BIRTHS, "sources": [source.name for source in Source], "version": 1}
 
 
 def _row(source: Tensor, depth: Tensor, later: Tensor) -> Tensor:

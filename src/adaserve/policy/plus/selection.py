@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from adaserve.policy.plus.calibration import Calibration
-from adaserve.policy.selection import Selected
-from adaserve.step import Limits
+from adaserve.policy.plus.host import largest_surplus
+from adaserve.purse import Purse, Selected
 from adaserve.tree import MAX_NODES, CandidateTree
 
 
@@ -24,29 +24,43 @@ class SurplusSelection:
     urgency: float
     calibration: Calibration | None
 
-    def __call__(self, candidates: CandidateTree, need: Tensor, limits: Limits) -> Selected:
+    def __call__(self, candidates: CandidateTree, need: Tensor, purse: Purse) -> Selected:
         """Choose by surplus; need [n] float64."""
         n, columns = candidates.path_prob.shape
-        if n == 0 or columns == 0 or limits.nodes <= 0:
+        if n == 0 or columns == 0 or purse.most == 0:
             nothing = torch.zeros_like(candidates.token, dtype=torch.bool)
             return Selected(nothing, nothing)
         f = candidates.path_prob if self.calibration is None else self.calibration(candidates)  # [n, N]
-        prob, column = f.sort(dim=1, descending=True, stable=True)  # [n, N], each request's best first
-        prob = prob[:, :MAX_NODES]  # [n, R], by rank
-        before = pad(prob[:, :-1], (1, 0), value=1.0).cumsum(1)  # [n, R], tokens expected without the node
-        short = before < need.clamp(max=limits.depth + 1)[:, None]  # [n, R]
-        worth = torch.where(short, prob * self.urgency, prob)  # [n, R]
-        # Rank-major, so that of equals the request with fewer nodes comes first.
-        best, flat = worth.t().flatten().sort(descending=True, stable=True)  # [R * n]
-        best, flat = best[: limits.nodes], flat[: limits.nodes]  # [K]
-        bought = best > 0
-        if limits.price:
-            price = torch.tensor(limits.price, dtype=torch.float64, pin_memory=f.is_cuda).to(f.device, non_blocking=True)
-            surplus = pad(best.cumsum(0), (1, 0)) - price[: best.shape[0] + 1]  # [K + 1], of the k best
-            bought = bought & (torch.arange(best.shape[0], device=f.device) < surplus.argmax())
-        total = torch.zeros(n, dtype=torch.int64, device=f.device).scatter_add_(0, flat % n, bought.long())  # [n]
-        rank = torch.arange(columns, device=f.device)  # [N]
-        taken = rank < total[:, None]  # [n, N] by rank
-        chosen = torch.zeros_like(taken).scatter_(1, column, taken)
-        for_need = torch.zeros_like(taken).scatter_(1, column, taken & pad(short, (0, columns - short.shape[1])))
-        return Selected(chosen, for_need)
+        choose = chosen_on_host if f.device.type == "cpu" else chosen_on_device
+        return choose(f, need, purse, self.urgency)
+
+
+def chosen_on_host(f: Tensor, need: Tensor, purse: Purse, urgency: float) -> Selected:
+    """Choose by surplus, in arrays. f [n, N] float64, need [n] float64, both in the host's memory."""
+    most = min(purse.most, int(purse.nodes))
+    chosen, slo = largest_surplus(f.numpy(), need.clamp(max=purse.depth + 1).numpy(), urgency, most, purse.price.numpy())
+    return Selected(torch.from_numpy(chosen), torch.from_numpy(slo))
+
+
+def chosen_on_device(f: Tensor, need: Tensor, purse: Purse, urgency: float) -> Selected:
+    """The same in tensors, wherever they are."""
+    n, columns = f.shape
+    prob, column = f.sort(dim=1, descending=True, stable=True)  # [n, N], each request's best first
+    prob = prob[:, :MAX_NODES]  # [n, R], by rank
+    before = pad(prob[:, :-1], (1, 0), value=1.0).cumsum(1)  # [n, R], tokens expected without the node
+    short = before < need.clamp(max=purse.depth + 1)[:, None]  # [n, R]
+    worth = torch.where(short, prob * urgency, prob)  # [n, R]
+    # Rank-major, so that of equals the request with fewer nodes comes first.
+    best, flat = worth.t().flatten().sort(descending=True, stable=True)  # [R * n]
+    best, flat = best[: purse.most], flat[: purse.most]  # [K]
+    index = torch.arange(best.shape[0], device=f.device)  # [K]
+    bought = (best > 0) & (index < purse.nodes)
+    if purse.price.shape[0] > 0:
+        surplus = pad(best.cumsum(0), (1, 0)) - purse.price[: best.shape[0] + 1]  # [K + 1], of the k best
+        bought = bought & (index < surplus.argmax())
+    total = torch.zeros(n, dtype=torch.int64, device=f.device).scatter_add_(0, flat % n, bought.long())  # [n]
+    rank = torch.arange(columns, device=f.device)  # [N]
+    taken = rank < total[:, None]  # [n, N] by rank
+    chosen = torch.zeros_like(taken).scatter_(1, column, taken)
+    for_need = torch.zeros_like(taken).scatter_(1, column, taken & pad(short, (0, columns - short.shape[1])))
+    return Selected(chosen, for_need)
