@@ -26,7 +26,7 @@ def test_the_same_command_brings_the_same_figures_each_policy_with_its_own_const
     assert [run["policy"] for run in first["runs"]] == ["adaserve", "sarathi"]
     assert all(run["requests"] == run["completed"] > 0 for run in first["runs"])
     made = first["config"]["policies"]
-    assert "verify_rows=160" in made["adaserve"] and "token_budget=64" in made["sarathi"]
+    assert "verify_rows=160" in made["adaserve"] and "token_budget=1024" in made["sarathi"]
 
 
 def test_what_a_policy_is_called_in_a_store_is_the_same_in_every_process(
