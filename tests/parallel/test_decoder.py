@@ -6,17 +6,23 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from adaserve.errors import InvalidConfig, InvalidModel
+from adaserve.kernels.linear import available_paths
 from adaserve.models.config import ModelConfig
+from adaserve.models.int8 import Int8Weights, to_int8
+from adaserve.models.load import load_decoder, load_draft
 from adaserve.models.random import random_weights, tiny_config
+from adaserve.models.registry import Format, ModelSource
 from adaserve.models.safetensors import SafetensorsFiles, folder_weights
 from adaserve.models.save import save_folder
-from adaserve.models.weights import assemble
+from adaserve.models.weights import assemble, expected_shapes
 from adaserve.parallel.group import ALONE, Group
-from adaserve.parallel.share import Share, possible_sizes
+from adaserve.parallel.share import Share, ShareWeights, possible_sizes
 from tests.batches import causal_batch
+from tests.models import checkpoints
 from tests.parallel.worlds import groups, together
 
 WIDE: dict[str, Any] = {"heads": 8, "kv_heads": 4, "intermediate": 96}
@@ -63,6 +69,70 @@ def test_all_ranks_have_the_same_bits(dtype: torch.dtype) -> None:
     first, *others = together(4, lambda rank: scores(config, weights, world[rank], dtype))
     assert all(torch.equal(first, other) for other in others)
     torch.testing.assert_close(first, scores(config, weights, ALONE, dtype), rtol=0, atol=1e-3 if dtype == torch.float32 else 0.1)
+
+
+def test_a_row_does_not_depend_on_other_rows() -> None:
+    """With native kernels the law holds to the last bit, and so it does over ranks: sums are added in one order."""
+    config = CONFIGS["llama"]
+    weights = random_weights(config, 6)
+    tokens = list(range(40))
+
+    def both(rank: int) -> tuple[Tensor, Tensor]:
+        decoder = assemble(config, weights, "tiny", dtype=torch.float32, group=world[rank])
+        sizes = {"slots": 1, "pages_per_slot": 10, "page_size": 4}
+        found = []
+        for pieces in ([40], [1, 7, 2, 13, 17]):
+            pool = decoder.new_pool(pages=10, page_size=4, slots=1)
+            start, rows = 0, []
+            for length in pieces:
+                rows.append(decoder.forward(causal_batch([(0, tokens[start : start + length], start)], **sizes), pool))
+                start += length
+            found.append(decoder.logits(torch.cat(rows)))
+        return found[0], found[1]
+
+    if not available_paths():
+        pytest.skip("no native kernels here; torch's own products promise nothing of the kind")
+    world = groups(4)
+    for at_once, in_pieces in together(4, both):
+        assert torch.equal(at_once, in_pieces)
+
+
+def test_blocks_are_shared_as_they_lie() -> None:
+    """Quantised matrices are cut by rows anywhere and by columns between blocks; elsewhere by their dequantised values."""
+    config = tiny_config(tie_embeddings=True, **WIDE)
+    stored = Int8Weights(to_int8(random_weights(config, 7)), "int8")
+    shapes = expected_shapes(config)
+    shares = [ShareWeights(stored, Share(config, rank, 2), shapes, "int8") for rank in range(2)]
+    for name, dim, fits in (
+        ("model.layers.0.self_attn.k_proj.weight", 0, True),
+        ("model.layers.0.self_attn.o_proj.weight", 1, True),  # 32 of 64 columns
+        ("model.layers.0.mlp.down_proj.weight", 1, False),  # 48 of 96 columns
+        ("model.embed_tokens.weight", 0, True),
+    ):
+        blocks = [share.blocks(name) for share in shares]
+        values = [b.dequantize() for b in blocks if b is not None] or [share[name] for share in shares]
+        assert [b is not None for b in blocks] == [fits, fits]
+        assert torch.equal(torch.cat(values, dim)[: shapes[name][0]], stored[name])
+        assert torch.equal(torch.cat([share[name] for share in shares], dim)[: shapes[name][0]], stored[name])
+
+
+def test_a_draft_of_layers_borrows_whole_ends(tmp_path: Path) -> None:
+    """The draft is rank 0's own, although the embedding and head that it borrows are shared."""
+    config = CONFIGS["tied"]
+    weights = random_weights(config, 8)
+    save_folder(config, weights, tmp_path / "target", lambda line: None)
+    layers = {name: tensor for name, tensor in weights.items() if ".layers.0." in name or name == "model.norm.weight"}
+    save_file(layers, tmp_path / "draft.safetensors")
+    source = ModelSource("target", Format.FOLDER, tmp_path / "target")
+    draft = ModelSource("draft", Format.LAYERS, tmp_path / "draft.safetensors")
+    drafts = []
+    for group in (ALONE, groups(2)[0]):
+        target = load_decoder(source, dtype=torch.float64, group=group)
+        drafts.append(load_draft(draft, target, dtype=torch.float64, owner=source))
+    assert drafts[1].config == drafts[0].config
+    assert drafts[1].group.size == 1
+    tokens = list(range(20))
+    assert torch.equal(checkpoints.run(drafts[1], tokens, [20]), checkpoints.run(drafts[0], tokens, [20]))
 
 
 def test_logits_of_the_first_tokens() -> None:
