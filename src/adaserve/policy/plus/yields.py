@@ -17,6 +17,9 @@ HOPE = 0.0005
 FIRST, NEXT = 0.6, 0.75
 """Before anything was measured: the first token of a draft is accepted this often, each further one if the one before was."""
 
+CHAIN = 1.0
+"""Before anything was measured: nodes verified at each depth. A guess that is too high is never put right, for nobody drafts."""
+
 
 class Yields:
     """Running estimates, per request that drafts.
@@ -27,7 +30,7 @@ class Yields:
     def __init__(self, deepest: int, prompt_worth: float) -> None:
         self._prompt_worth = prompt_worth
         self.accepted = [FIRST * NEXT**k for k in range(deepest)]
-        self.nodes = [1.5] * deepest
+        self.nodes = [CHAIN] * deepest
         self._tokens = 0.0
         self._seconds = 0.0
         self._steps = 0.0
@@ -68,6 +71,7 @@ class Yields:
         # gets another chance in time.
         if plan.depth == 0 and self.accepted:
             self.accepted[0] += HOPE * (FIRST - self.accepted[0])
+            self.nodes[0] += HOPE * (CHAIN - self.nodes[0])
         for k in range(max(plan.depth, 1), len(self.accepted)):
             before, last = self.accepted[k - 1], self.accepted[k]
             self.accepted[k] = min(before, last + RATE * (before * NEXT - last))
