@@ -29,7 +29,7 @@ from adaserve.config import EngineConfig
 from adaserve.measure import measure_profile
 
 PAGE = 16
-WARM_UP = 6.0
+WARM_UP = 10.0
 """Seconds."""
 
 

@@ -70,7 +70,10 @@ def make_executor(models: Models, sizes: Sizes, clock: Clock, *, padded: bool | 
     )
 
     graphs = gpu and models.target.dtype in KERNEL_DTYPES  # the twins of the kernels ask the device
-    capture: Capture = GraphCapture(device) if graphs else Plainly(device)
+
+    def capture() -> Capture:
+        """One for each kind of call: what one of them returned must outlast the others."""
+        return GraphCapture(device) if graphs else Plainly(device)
 
     def passes(decoder: Decoder, pool: KVPool) -> Passes:
         if not graphs:
@@ -82,9 +85,7 @@ def make_executor(models: Models, sizes: Sizes, clock: Clock, *, padded: bool | 
     drafter: Drafter | None = None
     if models.draft is not None:
         pool = models.draft.new_pool(**pages)
-        # Of a shared target all ranks keep the same graphs, so that they capture in the same steps. Only one rank drafts.
-        own: Capture = GraphCapture(device) if graphs and models.target.group.size > 1 else capture
-        model = ModelDrafter(models.draft, pool, passes(models.draft, pool), own, sizes.slots, models.draft_vocabulary)
+        model = ModelDrafter(models.draft, pool, passes(models.draft, pool), capture(), sizes.slots, models.draft_vocabulary)
         drafter = MixedDrafter(model, LookupDrafter(NgramDrafter())) if models.lookup else model
     elif models.lookup:
         drafter = LookupDrafter(NgramDrafter())
@@ -93,7 +94,8 @@ def make_executor(models: Models, sizes: Sizes, clock: Clock, *, padded: bool | 
         target=models.target,
         pool=pool,
         passes=passes(models.target, pool),
-        capture=capture,
+        capture=capture(),
+        choosing=capture(),
         drafter=drafter,
         table=table,
         clock=clock,

@@ -98,3 +98,13 @@ def test_graphs_compute_what_plain_passes_do(dtype: torch.dtype) -> None:
                 expected = decoder.forward(batch, pools[1])
             tolerance = 1e-4 if dtype == torch.float32 else 0.1
             torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_drafts_lose_nothing_in_graphs() -> None:
+    """The law hides drafts that were overwritten before they were verified; that fewer of them are accepted does not."""
+    sampling = [SamplingParams(max_tokens=30, temperature=0.0, ignore_eos=True)]
+    requests = random_requests(random.Random(3), 24, sampling)
+    accepted = {}
+    for dtype in (torch.float64, torch.float32):  # without graphs, and with them
+        accepted[dtype] = run(engine_for(models(dtype), Setting("spec:4")), requests, burst=3).accepted_per_step
+    assert accepted[torch.float32] == pytest.approx(accepted[torch.float64], rel=0.02)

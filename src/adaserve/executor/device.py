@@ -74,7 +74,8 @@ class Found:
 class DeviceExecutor:
     """Executes plans on the device where the target's weights live.
 
-    passes, capture: how the target is run. table: of the slots. drafter None: nothing is ever proposed.
+    passes, capture: how the target is run. choosing: how selections are, in memory of their own. table: of the slots. drafter
+    None: nothing is ever proposed.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class DeviceExecutor:
         pool: KVPool,
         passes: Passes,
         capture: Capture,
+        choosing: Capture,
         drafter: Drafter | None,
         table: SlotTable,
         clock: Clock,
@@ -93,6 +95,7 @@ class DeviceExecutor:
         self._pool = pool
         self._passes = passes
         self._capture = capture
+        self._choosing = choosing
         self._drafter = drafter
         self._table = table
         self._clock = clock
@@ -146,7 +149,7 @@ class DeviceExecutor:
 
         key = "select", choose, least, most, limits.per_request, limits.depth, limits.order
         inputs = need, stage([nodes], device), stage(price, device, torch.float64), *tensors
-        found = self._capture(key, run, *inputs)
+        found = self._choosing(key, run, *inputs)
         return Selected(found.chosen[:n], found.slo[:n])
 
     @torch.inference_mode()

@@ -26,7 +26,7 @@ class Capture(Protocol):
     """Calls `run(*inputs)`, which reads and writes tensors and never lets the host wait for the device.
 
     key names everything else that the result depends on. Inputs may lie in pinned host memory, and are read on the device.
-    The result is to be read before the next call with this key.
+    The result is to be read before the next call, with whatever key: all calls may work in the same memory.
     """
 
     def __call__(self, key: Hashable, run: Callable[..., T], *inputs: Tensor) -> T:
@@ -74,7 +74,8 @@ class GraphCapture:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._memory = torch.cuda.graph_pool_handle()  # shared by all graphs, one of which runs at a time
+        # Shared by all graphs, one of which runs at a time: one that was captured before another may overwrite its result.
+        self._memory = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream(device)
         self._seen: dict[Hashable, None] = {}
         self._graphs: dict[Hashable, _Graph] = {}

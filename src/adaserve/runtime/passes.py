@@ -114,7 +114,7 @@ class GraphPasses:
         graph.slot[:groups] = batch.slot
 
     def _capture(self, batch: ForwardBatch, bucket: int, places: int, parts: int) -> _Graph:
-        """Capture a pass of these sizes. It runs once before, with the batch at hand, so that nothing is set up meanwhile."""
+        """Capture a pass of these sizes. The first of all runs once before, to have kernels compiled and all set up."""
         if len(self._graphs) >= MOST_GRAPHS:
             del self._graphs[next(iter(self._graphs))]
         device = batch.token.device
@@ -128,8 +128,9 @@ class GraphPasses:
             tiles = tile(static, group=self._group, kv_heads=self._decoder.config.kv_heads, longest=None)
             return self._decoder.forward(replace(static, tiles=replace(tiles, splits=parts)), self._pool)
 
-        self._load(_Graph(torch.cuda.CUDAGraph(), numbers, start, slot, numbers), batch)
-        run()
+        if not self._graphs:
+            self._load(_Graph(torch.cuda.CUDAGraph(), numbers, start, slot, numbers), batch)
+            run()
         graph, hidden = capture(run, self._memory, self._stream)
         return _Graph(graph, numbers, start, slot, hidden)
 
