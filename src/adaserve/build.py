@@ -5,6 +5,7 @@ import json
 import os
 import platform
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,6 +31,7 @@ from adaserve.parallel.messages import Serve
 from adaserve.parallel.world import World, open_world
 from adaserve.policy.adaptive import Constants
 from adaserve.policy.library import Overrides, make_policy
+from adaserve.policy.memory import load_memory, save_memory
 from adaserve.policy.policy import Policy
 from adaserve.runtime.batch import TAIL_ROWS
 from adaserve.step import Order
@@ -46,7 +48,10 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """An engine and what its faces need to know about it. `baseline` is in seconds per token."""
+    """An engine and what its faces need to know about it. `baseline` is in seconds per token.
+
+    memory: the file in which `close` keeps what the policy learned; None if that is nothing.
+    """
 
     engine: Engine
     tokenizer: Tokenizer
@@ -59,9 +64,16 @@ class BuiltEngine:
     profile: Profile
     description: str
     world: World | None = None
+    memory: Path | None = None
 
     def close(self) -> None:
-        """End the processes of other ranks, if there are any; harmless when done before."""
+        """Keep what the policy learned, where there is a place for it, and end the processes of other ranks.
+
+        Harmless when done before.
+        """
+        if self.memory is not None and self.policy.memory is not None:
+            with suppress(OSError):  # a cache that cannot be written costs nothing but the learning
+                save_memory(self.policy.memory, self.memory)
         if self.world is not None:
             self.world.close()
 
@@ -194,6 +206,10 @@ def build_engine(config: EngineConfig, progress: Callable[[str], None] = lambda 
     """
     parts = load_parts(config, progress)
     policy = parts.policy()
+    memory = None
+    if policy.memory is not None:
+        memory = memory_path(config, policy)
+        load_memory(policy.memory, memory, progress)
     return BuiltEngine(
         engine=parts.engine(policy),
         tokenizer=parts.tokenizer,
@@ -206,7 +222,15 @@ def build_engine(config: EngineConfig, progress: Callable[[str], None] = lambda 
         profile=parts.profile,
         description=f"{parts.description}, policy {policy.name}",
         world=parts.world,
+        memory=memory,
     )
+
+
+def memory_path(config: EngineConfig, policy: Policy) -> Path:
+    """Where a policy keeps what it learned of these models, as they draft for it."""
+    source = resolve(config.model)
+    drafts = f"{'-coupled' if policy.coupled else ''}{'-ngram' if config.looks_up else ''}"
+    return cache_folder() / "learned" / f"{fingerprint(config, source, _draft_source(config, source))}{drafts}.json"
 
 
 def _device(config: EngineConfig) -> torch.device:

@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     options = {name: value for name, value in vars(config).items() if name != "model"}
     llm = LLM(config.model, progress=lambda line: print(line, file=sys.stderr, flush=True), **options)
     generations = llm.generate(args.prompt, sampling, slo)
+    llm.close()
     if args.json:
         print(json.dumps(as_object(config.model, generations)))
         return 0

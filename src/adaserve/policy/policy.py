@@ -6,6 +6,7 @@ from typing import Protocol
 
 from adaserve.latency import LatencyModel
 from adaserve.policy.discipline import FIRST_COME, Discipline
+from adaserve.policy.memory import Memory
 from adaserve.policy.selection import Selection
 from adaserve.request import RequestState
 from adaserve.step import Order, StepOutcome
@@ -92,6 +93,7 @@ class Policy:
     per_request: n_max, most nodes that the SLO phase gives one request. order: who comes first in the SLO phase.
     learner: is told of every step; None if the policy remembers nothing.
     coupled: whether drafts are ranked by the noise of the target's draws too.
+    memory: what it learned that is worth keeping between starts; None if nothing is.
     """
 
     name: str
@@ -102,3 +104,4 @@ class Policy:
     discipline: Discipline = FIRST_COME
     learner: Learner | None = None
     coupled: bool = False
+    memory: Memory | None = None

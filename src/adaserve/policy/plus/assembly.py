@@ -32,4 +32,13 @@ def make_plus(
     if parts.admitting:
         discipline = Discipline(lambda baseline: DueQueue(baseline, constants.slot_share), turns=due_first)
     most = min(paper.per_request, MAX_NODES)
-    return Policy(name, scheduling, selection, per_request=most, discipline=discipline, learner=scheduling, coupled=parts.coupled)
+    return Policy(
+        name,
+        scheduling,
+        selection,
+        per_request=most,
+        discipline=discipline,
+        learner=scheduling,
+        coupled=parts.coupled,
+        memory=calibration if parts.calibrated else None,
+    )
