@@ -1,10 +1,12 @@
 """The process of another rank than 0: loads its share of the model and follows rank 0's steps.
 
-Started by rank 0 as `python -m adaserve.rank DESCRIPTOR` with a socket to it (parallel/ranks.py). It ends when rank 0 hangs up or
-its standard input closes, which happens with rank 0's process, even in the middle of a step that waits for a rank that has died.
+Started by rank 0 as `python -m adaserve.rank DESCRIPTOR FOLDER`, with a socket to it and the folder where the ranks meet
+(parallel/ranks.py). It ends when rank 0 hangs up or its standard input closes, which happens with rank 0's process, even in the
+middle of a step that waits for a rank that has died.
 """
 
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -25,8 +27,8 @@ from adaserve.parallel.group import connect
 from adaserve.parallel.messages import Failed, Here, Link, Load, Loaded, Serve
 
 
-def serve(link: Link) -> None:
-    """Be the rank that rank 0 asks for, until it hangs up."""
+def serve(link: Link, folder: Path) -> None:
+    """Be the rank that rank 0 asks for, until it hangs up. The ranks meet in `folder`."""
     load = link.hear()
     if not isinstance(load, Load):
         raise EngineFailed("the first message must say what to load")
@@ -35,7 +37,7 @@ def serve(link: Link) -> None:
         torch.cuda.set_device(load.rank)
     compute_with(load.threads, dtype)
     link.send(Here())
-    group = connect(Path(load.folder), rank=load.rank, size=load.size, device=device, timeout=load.timeout)
+    group = connect(folder, rank=load.rank, size=load.size, device=device, timeout=load.timeout)
     source = ModelSource(load.name, Format(load.format), Path(load.path))
     target = load_decoder(source, dtype=dtype, device=device, group=group)
     link.send(Loaded(torch.cuda.mem_get_info()[0] if device.type == "cuda" else None))
@@ -51,10 +53,11 @@ def main(arguments: list[str]) -> int:
     # Rank 0 decides when to stop; signals meant for the whole group must not cut a step off.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=_end_with_rank_0, daemon=True).start()
-    link = Link(socket.socket(fileno=int(arguments[0])))
+    descriptor, folder = arguments
+    threading.Thread(target=_end_with_rank_0, args=(Path(folder),), daemon=True).start()
+    link = Link(socket.socket(fileno=int(descriptor)))
     try:
-        serve(link)
+        serve(link, Path(folder))
         return 0
     except Exception as error:
         known = isinstance(error, AdaServeError)
@@ -68,8 +71,10 @@ def main(arguments: list[str]) -> int:
         return 1
 
 
-def _end_with_rank_0() -> None:
+def _end_with_rank_0(folder: Path) -> None:
     sys.stdin.buffer.read()
+    signal.alarm(1)  # whatever happens: without the folder, torch's search for it keeps the interpreter to itself
+    shutil.rmtree(folder, ignore_errors=True)  # rank 0 may have had no time for it
     os._exit(0)
 
 

@@ -33,6 +33,7 @@ SETTINGS = {
     "four ranks": (Setting("adaserve"), 4),
     "spec4, pre-empted": (Setting("spec:4", pages=24), 2),
     "look-up": (Setting("adaserve", draft="ngram"), 2),
+    "both drafters": (Setting("adaserve", draft="model+ngram"), 2),
     "plus, pages of one": (Setting("adaserve+", page_size=1, pages=1600), 2),
     "padded, pre-empted": (Setting("adaserve", pages=20, padded=True), 2),
     "no draft, no reuse": (Setting("sarathi", draft="none", prefix_caching=False, overrides=Overrides(budget=11)), 2),
@@ -52,12 +53,12 @@ def test_law_over_ranks(reference: tuple[str, Run], name: str) -> None:
     kind, plain = reference
     setting, size = SETTINGS[name]
     requests = random_requests(random.Random(3), 24, SAMPLING[kind])
-    with shared_engine(CONFIG, WEIGHTS, DRAFT if setting.draft == "model" else None, setting, size) as engine:
+    with shared_engine(CONFIG, WEIGHTS, DRAFT if setting.draft.startswith("model") else None, setting, size) as engine:
         found = run(engine, requests, burst=3)
     assert found.tokens == plain.tokens
     preempted = sum(r.preemptions for r in found.results.values())
     assert ("pre-empted" in name) == (preempted > 0), "a case about pre-emption must pre-empt, the others should not"
-    if setting.draft == "model":
+    if setting.draft.startswith("model"):
         assert sum(r.accepted for r in found.results.values()) > 0, "speculation that is never accepted proves little"
 
 

@@ -19,6 +19,7 @@ from adaserve.parallel.ranks import Ranks
 from adaserve.parallel.world import check_devices
 from adaserve.request import Request, SamplingParams, Targets
 from tests.engines import SMALL, run
+from tests.server.launch import Server
 from tests.server.tiny import write_model, write_profile
 
 SLOW = 60.0
@@ -108,9 +109,9 @@ from adaserve.parallel.messages import Here, Load
 from adaserve.parallel.ranks import Ranks
 
 ranks = Ranks.start(1)
-ranks.send(Load(1, 2, str(ranks.folder), "tiny", sys.argv[1], "safetensors folder", "float64", "cpu", 1, 600.0))
+ranks.send(Load(1, 2, "tiny", sys.argv[1], "safetensors folder", "float64", "cpu", 1, 600.0))
 ranks.answers(Here)
-print(ranks.processes[0].pid, flush=True)
+print(ranks.processes[0].pid, ranks.folder, flush=True)
 if sys.argv[2] == "stay":
     time.sleep(600)
 """
@@ -123,7 +124,8 @@ def test_no_rank_outlives_rank_0(folder: Path, end: str) -> None:
     command = [sys.executable, "-c", LEADER, str(folder), end]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as leader:
         assert leader.stdout is not None
-        pid = int(leader.stdout.readline())
+        first, meeting = leader.stdout.readline().decode().split()
+        pid = int(first)
         if end == "stay":
             leader.send_signal(signal.SIGKILL)
         status = leader.wait(SLOW)
@@ -132,6 +134,7 @@ def test_no_rank_outlives_rank_0(folder: Path, end: str) -> None:
     while _alive(pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not _alive(pid)
+    assert not Path(meeting).exists()
 
 
 def _alive(pid: int) -> bool:
@@ -140,6 +143,25 @@ def _alive(pid: int) -> bool:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return False
+
+
+def test_a_server_of_ranks(folder: Path) -> None:
+    """It serves; a rank's death ends it like the engine's, and nobody is left behind."""
+    options = ["--dtype", "float64", "--threads", "1", "--draft", "ngram", "--kv-tokens", "4000", "--device", "cpu"]
+    profile = ["--profile", str(folder / "profile.json")]
+    server = Server([str(folder), *options, *profile, "--served-model-name", "tiny", "--tensor-parallel-size", "2"])
+    server.wait_until_ready()
+    body = {"model": "tiny", "prompt": "The dog", "max_tokens": 8, "temperature": 0}
+    assert server.http.post("/v1/completions", json=body).json()["usage"]["completion_tokens"] == 8
+    engine = server.engine_pid
+    assert engine is not None
+    (rank,) = map(int, Path(f"/proc/{engine}/task/{engine}/children").read_text().split())
+    os.kill(rank, signal.SIGKILL)
+    assert server.http.post("/v1/completions", json=body).status_code == 503
+    assert server.process.wait(SLOW) == 1, "a supervisor must see it"
+    assert "rank 1 of the tensor-parallel engine died (signal 9)" in server.words()
+    assert not _alive(engine)
+    server.stop()
 
 
 def test_more_ranks_than_the_model_has_heads(folder: Path) -> None:

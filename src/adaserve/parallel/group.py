@@ -144,9 +144,21 @@ def connect(folder: Path, *, rank: int, size: int, device: torch.device, timeout
             timeout=timedelta(seconds=timeout),
             device_id=torch.device("cuda", rank) if cuda else None,
         )
-    group = dist.group.WORLD
-    assert group is not None, "it was made just now"
-    return TorchGroup(group)
+    world = dist.group.WORLD
+    assert world is not None, "it was made just now"
+    group = TorchGroup(world)
+    if cuda:
+        _warm_up(group, device)
+    return group
+
+
+def _warm_up(group: Group, device: torch.device) -> None:
+    """Run collectives of all sizes once: NCCL connects channels when a size first needs them, which no graph should capture."""
+    for count in (1 << power for power in range(4, 25)):
+        group.sum(torch.zeros(count, dtype=torch.bfloat16, device=device))
+        group.join(torch.zeros(1, count, device=device))
+        group.broadcast(torch.zeros(count, dtype=torch.int64, device=device))
+    torch.cuda.synchronize()
 
 
 def abandon() -> None:

@@ -31,13 +31,12 @@ class Message(msgspec.Struct, tag=True, array_like=True, frozen=True):
 class Load(Message, frozen=True):
     """The first message: which rank to be, and of what to load a share.
 
-    folder: where the ranks meet. name, path, format: of the model, as in ModelSource. dtype: of the weights, e.g. `bfloat16`.
-    device: `cpu` or `cuda`. threads: CPU threads. timeout: seconds that a rank waits for another one.
+    name, path, format: of the model, as in ModelSource. dtype: of the weights, e.g. `bfloat16`. device: `cpu` or `cuda`.
+    threads: CPU threads. timeout: seconds that a rank waits for another one.
     """
 
     rank: int
     size: int
-    folder: str
     name: str
     path: str
     format: str

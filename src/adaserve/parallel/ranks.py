@@ -18,8 +18,8 @@ from socket import socketpair
 from adaserve.errors import EngineFailed, InvalidConfig
 from adaserve.parallel.messages import Failed, FromRank, Link, Message
 
-MODULE = "adaserve.rank"
-"""What another rank runs."""
+RANK = (sys.executable, "-m", "adaserve.rank")
+"""What another rank runs, to be followed by the descriptor of its socket and the ranks' folder."""
 PATIENCE = 5.0
 """Seconds in which a process ends that was asked to, and in which one that broke a connection turns out to have died."""
 
@@ -37,7 +37,7 @@ class Ranks:
     closing: threading.Event
 
     @staticmethod
-    def start(count: int) -> "Ranks":
+    def start(count: int, command: Sequence[str] = RANK) -> "Ranks":
         """Start the processes of `count` other ranks."""
         folder = Path(tempfile.mkdtemp(prefix="adaserve-"))
         links: list[Link] = []
@@ -48,8 +48,8 @@ class Ranks:
                 ours, theirs = socketpair()
                 links.append(Link(ours))
                 with theirs:
-                    command = [sys.executable, "-m", MODULE, str(theirs.fileno())]
-                    processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[theirs.fileno()]))
+                    whole = [*command, str(theirs.fileno()), str(folder)]
+                    processes.append(subprocess.Popen(whole, stdin=subprocess.PIPE, pass_fds=[theirs.fileno()]))
             ranks = Ranks(tuple(links), tuple(processes), folder, threading.Event())
         finally:
             if ranks is None:

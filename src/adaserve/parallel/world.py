@@ -58,7 +58,6 @@ def open_world(
                 Load(
                     rank=rank,
                     size=size,
-                    folder=str(ranks.folder),
                     name=source.name,
                     path=str(source.path),
                     format=source.format.value,
