@@ -11,6 +11,8 @@ does (models/grow.py); the draft is the small one with noise, on rank 0 alone.
     python benchmarks/gpu_parallel.py --shape 70b --sizes 2,4
     python benchmarks/gpu_parallel.py --shape tiny --sizes 1,2 --device cpu --dtype float64
 
+    python benchmarks/gpu_parallel.py --shape 8b --sizes 1 --connected      # on one GPU: are NCCL's collectives captured at all?
+
 It was never run on several GPUs. The last line is one JSON object.
 """
 
@@ -101,7 +103,9 @@ def lead(args: argparse.Namespace, device: torch.device) -> dict[str, object]:
         for rank, link in enumerate(ranks.links, start=1):
             link.send(Load(rank, args.size, args.shape, "", "", args.dtype, args.device, 1, TIMEOUT))
         ranks.answers(Here)
-        group = ALONE if args.size == 1 else connect(ranks.folder, rank=0, size=args.size, device=device, timeout=TIMEOUT)
+        group: Group = ALONE
+        if args.size > 1 or args.connected:
+            group = connect(ranks.folder, rank=0, size=args.size, device=device, timeout=TIMEOUT)
         return measure(args, ranks, group, device)
     finally:
         ranks.close()
@@ -205,7 +209,7 @@ def agreement(first: Sequence[Sequence[int]], other: Sequence[Sequence[int]]) ->
 def command_of(args: argparse.Namespace, size: int) -> list[str]:
     """The options of a process that measures this number of ranks."""
     shared = ["--shape", args.shape, "--device", args.device, "--dtype", args.dtype, "--requests", str(args.requests)]
-    return [*shared, "--size", str(size)]
+    return [*shared, "--size", str(size), *(["--connected"] if args.connected else [])]
 
 
 def report(found: Mapping[int, dict[str, Any]], args: argparse.Namespace) -> dict[str, object]:
@@ -236,6 +240,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--requests", type=int, default=64, help="most at once")
+    parser.add_argument("--connected", action="store_true", help="one rank, too, runs the collectives")
     parser.add_argument("--size", type=int, help=argparse.SUPPRESS)
     parser.add_argument("meeting", nargs="*", help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "adaserve"
 MODULES = sorted(SOURCE.rglob("*.py"))
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-MACHINERY = ("executor", "speculation", "runtime", "cache", "attention", "kernels", "models")
+MACHINERY = ("executor", "speculation", "runtime", "cache", "attention", "kernels", "models", "parallel")
 
 CLOCKS: dict[str, set[str] | None] = {
     "time": {
