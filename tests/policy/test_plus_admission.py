@@ -28,7 +28,7 @@ def arrival(name: str, at: float, ttft: float | None = None) -> RequestState:
 
 
 def line(states: list[RequestState], share: float = 0.5) -> DueQueue:
-    queue = DueQueue(BASELINE, share)
+    queue = DueQueue(BASELINE, share, 1000)
     for state in states:
         queue.push(state)
     return queue
@@ -88,6 +88,26 @@ def test_the_queue_holds_what_was_put_in(asked: list[tuple[float, float | None]]
     left = {s.request.id for s in states} - {s.request.id for s in dropped}
     assert len(queue) == len(left) and {s.request.id for s in queue} == left
     assert set(drained(queue, 1.5)) == left
+
+
+def test_nobody_gets_a_slot_while_much_is_to_be_read() -> None:
+    queue = DueQueue(BASELINE, 0.5, 5)
+    states = [waiting(f"r{i}", 3, arrived=float(i)) for i in range(4)]
+    for state in states:
+        queue.push(state)
+    for slot in range(2):
+        taken = queue.first(0.0)
+        assert taken is states[slot]
+        queue.take(states[slot])
+        states[slot].slot = slot
+    assert queue.first(0.0) is None and len(queue) == 2  # six tokens are to be read
+    states[0].computed = 2
+    assert queue.first(0.0) is states[2]
+    queue.take(states[2])
+    states[2].slot = 2
+    assert queue.first(0.0) is None
+    states[1].slot = None  # ended, or lost its slot
+    assert queue.first(0.0) is states[3]
 
 
 def test_prompts_that_are_due_are_read_first() -> None:

@@ -19,13 +19,18 @@ LATE_TURN = 8
 class DueQueue:
     """Admits in order of the latest useful time: who has let it pass waits behind the others.
 
+    Nobody comes to a slot while those who did have `reading_rows` prompt tokens yet to compute: what order there is among those
+    who wait is lost on those who have slots.
+
     baseline: seconds per token, to which the longest wait of all refers. wait_share: share of the time that a request may wait
     for its first token in which it must come to a slot, for its prompt takes the rest.
     """
 
-    def __init__(self, baseline: float, wait_share: float) -> None:
+    def __init__(self, baseline: float, wait_share: float, reading_rows: int) -> None:
         self._baseline = baseline
         self._wait_share = wait_share
+        self._reading_rows = reading_rows
+        self._reading: list[RequestState] = []  # came to slots, and may still have prompts to compute
         self._waiting: list[tuple[float, int, RequestState]] = []  # sorted; the number tells equals apart
         self._back = 0
         self._front = 0
@@ -40,7 +45,8 @@ class DueQueue:
         insort(self._waiting, (self._latest(state), self._front, state))
 
     def first(self, now: float) -> RequestState | None:
-        if not self._waiting:
+        self._reading = [s for s in self._reading if s.slot is not None and not s.is_decoding]
+        if not self._waiting or sum(len(s.tokens) - s.computed for s in self._reading) >= self._reading_rows:
             return None
         begun = bisect_right(self._waiting, -math.inf, key=_latest_of)
         in_time = bisect_right(self._waiting, now, key=_latest_of)
@@ -52,6 +58,7 @@ class DueQueue:
     def take(self, state: RequestState) -> None:
         self.drop(state)
         self._taken += 1
+        self._reading.append(state)
 
     def drop(self, state: RequestState) -> None:
         index = bisect_right(self._waiting, self._latest(state), key=_latest_of) - 1

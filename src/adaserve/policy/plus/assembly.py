@@ -30,7 +30,9 @@ def make_plus(
         selection = SurplusSelection(constants.urgency, calibration if parts.calibrated else None)
     discipline = FIRST_COME
     if parts.admitting:
-        discipline = Discipline(lambda baseline: DueQueue(baseline, constants.slot_share), turns=due_first)
+        discipline = Discipline(
+            lambda baseline: DueQueue(baseline, constants.slot_share, constants.reading_rows), turns=due_first
+        )
     most = min(paper.per_request, MAX_NODES)
     return Policy(
         name,

@@ -41,7 +41,9 @@ class PlusConstants:
     depth_max, width_max: of the trees. draft_rows: most rows of a draft pass after the first, which bounds the width.
     prompt_worth: of a prompt row, in tokens.
     prompt_rows, idle_prompt_rows: most prompt rows a step, while requests decode and while none does.
+    prompt_stretch: most baselines by which prompt rows may lengthen a step while requests decode.
     slot_share: share of the time that a request may wait for its first token in which it must get a slot.
+    reading_rows: prompt tokens yet to compute of those who have slots, from which on nobody else gets one.
     wait_share: share of the time that a request may wait for its first token after which its prompt should be computed.
     """
 
@@ -50,8 +52,10 @@ class PlusConstants:
     depth_max: int = 3
     width_max: int = 3
     draft_rows: int = 32
-    prompt_worth: float = 0.75
-    prompt_rows: int = 128
+    prompt_worth: float = 0.5
+    prompt_rows: int = 256
+    prompt_stretch: float = 4.0
     idle_prompt_rows: int = 512
     slot_share: float = 0.75
+    reading_rows: int = 1024
     wait_share: float = 0.5

@@ -140,7 +140,9 @@ class PlusScheduling:
         gain = 1 + sum(self._yields.accepted[:depth])
         limit = self._limit(scene.decoding, spared, scene.now, gain)
         costs = scene.latency.added(rows, most, 1.0)
-        by_slack = most if limit is None else bisect_right(costs, limit - base) - 1
+        room = c.prompt_stretch * scene.latency.baseline
+        room = room if limit is None else min(room, limit - base)
+        by_slack = bisect_right(costs, room) - 1
         by_price = self._worthwhile(scene, min(len(scene.decoding), nodes), most)
         due = round(rows_due(scene.backlog, scene.now, scene.latency.baseline, c.wait_share) * (base + costs[max(by_slack, 0)]))
         return max(1, min(most, max(min(by_slack, by_price), min(due, LEAST))))
