@@ -25,6 +25,7 @@ from adaserve.models.registry import Format, ModelSource
 from adaserve.parallel.executor import follow
 from adaserve.parallel.group import connect
 from adaserve.parallel.messages import Failed, Here, Link, Load, Loaded, Serve
+from adaserve.parallel.ranks import LOST_OTHERS
 
 
 def serve(link: Link, folder: Path) -> None:
@@ -68,7 +69,7 @@ def main(arguments: list[str]) -> int:
             link.send(Failed(" ".join(text.split()), known and not isinstance(error, EngineFailed)))
         except EngineFailed:
             return 0  # it was rank 0 that went first
-        return 1
+        return LOST_OTHERS if isinstance(error, EngineFailed) else 1
 
 
 def _end_with_rank_0(folder: Path) -> None:

@@ -4,9 +4,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from socket import socketpair
 
 import pytest
 import torch
@@ -14,8 +16,8 @@ import torch
 from adaserve.build import Parts, load_parts
 from adaserve.config import EngineConfig
 from adaserve.errors import EngineFailed, InvalidConfig
-from adaserve.parallel.messages import Here
-from adaserve.parallel.ranks import Ranks
+from adaserve.parallel.messages import Here, Link
+from adaserve.parallel.ranks import LOST_OTHERS, Ranks
 from adaserve.parallel.world import check_devices
 from adaserve.request import Request, SamplingParams, Targets
 from tests.engines import SMALL, run
@@ -101,6 +103,35 @@ def test_a_rank_that_never_comes_up_is_told() -> None:
         ranks.answers(Here)
     ranks.close()
     assert not ranks.folder.exists()
+
+
+def process(code: str) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+
+
+def test_the_rank_that_died_first_is_named(tmp_path: Path) -> None:
+    """The others end as well, for they lose it, and say so."""
+    ends = [f"import sys; sys.exit({LOST_OTHERS})", "import os; os.kill(os.getpid(), 9)", "import sys; sys.stdin.read()"]
+    processes = tuple(map(process, ends))
+    links = tuple(Link(socketpair()[0]) for _ in ends)
+    for ended in processes[:2]:
+        ended.wait(SLOW)
+    ranks = Ranks(links, processes, tmp_path / "none", threading.Event())
+    with pytest.raises(EngineFailed, match=r"rank 2 .* died \(signal 9\)"), ranks.watched():
+        raise EngineFailed("the ranks lost each other")
+    with pytest.raises(EngineFailed, match=r"rank 2 .* died"):
+        ranks.check()
+    ranks.close()
+    assert processes[2].poll() == 0
+
+
+def test_other_errors_are_told_as_they_are(tmp_path: Path) -> None:
+    living = process("import sys; sys.stdin.read()")
+    ranks = Ranks((Link(socketpair()[0]),), (living,), tmp_path / "none", threading.Event())
+    ranks.check()
+    with pytest.raises(ValueError, match="something else"), ranks.watched():
+        raise ValueError("something else")
+    ranks.close()
 
 
 LEADER = """

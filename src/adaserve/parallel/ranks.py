@@ -20,6 +20,8 @@ from adaserve.parallel.messages import Failed, FromRank, Link, Message
 
 RANK = (sys.executable, "-m", "adaserve.rank")
 """What another rank runs, to be followed by the descriptor of its socket and the ranks' folder."""
+LOST_OTHERS = 3
+"""Exit status of a rank that ends because another one does not answer."""
 PATIENCE = 5.0
 """Seconds in which a process ends that was asked to, and in which one that broke a connection turns out to have died."""
 
@@ -78,15 +80,15 @@ class Ranks:
         """Raise EngineFailed when a process has ended."""
         for rank, process in enumerate(self.processes, start=1):
             if process.poll() is not None:
-                raise EngineFailed(self._death(rank))
+                raise EngineFailed(self._death(self._dead(PATIENCE) or rank))
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
         """Whatever fails meanwhile because a rank has died is told as that."""
         try:
             yield
-        except EngineFailed as error:
-            dead = self._dead()
+        except Exception as error:
+            dead = self._dead(PATIENCE if isinstance(error, EngineFailed) else 0.0)
             if dead is None:
                 raise
             raise EngineFailed(self._death(dead)) from error
@@ -100,13 +102,14 @@ class Ranks:
         """End the processes; harmless when done before."""
         _end(self.links, self.processes, self.folder, self.closing)
 
-    def _dead(self) -> int | None:
-        """A rank whose process has ended. One that broke a connection may take a moment to."""
-        for rank, process in enumerate(self.processes, start=1):
+    def _dead(self, patience: float) -> int | None:
+        """The rank whose end explains the others': they end when they lose it. One may take so many seconds to have ended."""
+        for process in self.processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(PATIENCE / len(self.processes))
-                return rank
-        return None
+                process.wait(patience / len(self.processes))
+                break
+        ended = [(p.returncode, rank) for rank, p in enumerate(self.processes, start=1) if p.poll() is not None]
+        return min(ended, key=lambda end: (end[0] == LOST_OTHERS, end[0] >= 0, end[1]), default=(0, None))[1]
 
     def _death(self, rank: int) -> str:
         return f"rank {rank} of the tensor-parallel engine died{self._exit(rank)}: start the engine again"
