@@ -146,6 +146,12 @@ def test_decisions_are_light() -> None:
     assert loaded.isdisjoint({"transformers", "fastapi", "uvicorn", "gguf", "jinja2", "httpx", "safetensors"})
 
 
+def test_engines_need_no_server() -> None:
+    """On a GPU machine without the server's dependencies the engine and the benchmarks run."""
+    loaded = imported_by("import adaserve.build, adaserve.bench.engine_runner, adaserve.bench.report, adaserve.bench.workloads")
+    assert loaded.isdisjoint({"fastapi", "uvicorn", "httpx", "msgspec", "prometheus_client", "openai"})
+
+
 def test_public_names_are_there() -> None:
     assert {"LLM", "SLO", "SamplingParams", "AdaServeError", "__version__"} <= set(adaserve.__all__)
     for name in adaserve.__all__:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -27,14 +28,15 @@ from adaserve.models.load import load_decoder, load_draft
 from adaserve.models.registry import KNOWN, ModelSource, cache_folder, resolve, resolve_draft
 from adaserve.models.tokenizer import Tokenizer, load_tokenizer
 from adaserve.parallel.group import ALONE
-from adaserve.parallel.messages import Serve
-from adaserve.parallel.world import World, open_world
 from adaserve.policy.adaptive import Constants
 from adaserve.policy.library import Overrides, make_policy
 from adaserve.policy.memory import load_memory, save_memory
 from adaserve.policy.policy import Policy
 from adaserve.runtime.batch import TAIL_ROWS
 from adaserve.step import Order
+
+if TYPE_CHECKING:
+    from adaserve.parallel.world import World  # needs msgspec, which an engine in one process does not
 
 TUNINGS = Path(__file__).parent / "data" / "tuning"
 CPU_CACHE_BYTES = 2 << 30
@@ -63,7 +65,7 @@ class BuiltEngine:
     policy: Policy
     profile: Profile
     description: str
-    world: World | None = None
+    world: "World | None" = None
     memory: Path | None = None
 
     def close(self) -> None:
@@ -93,7 +95,7 @@ class Parts:
     profile: Profile
     clock: Clock
     description: str
-    world: World | None = None
+    world: "World | None" = None
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
@@ -137,6 +139,10 @@ def load_parts(config: EngineConfig, progress: Callable[[str], None], *, measure
     compute_with(max(1, threads // config.tensor_parallel_size), dtype)
     source, world = resolve(config.model), None
     if config.tensor_parallel_size > 1:
+        try:
+            from adaserve.parallel.world import open_world
+        except ImportError as error:
+            raise InvalidConfig(f"several ranks need {error.name}; run: pip install 'adaserve[server]'") from error
         size = config.tensor_parallel_size
         progress(f"starting {size} ranks")
         world = open_world(source, size=size, dtype=dtype, device=device, threads=max(1, threads // size))
@@ -164,7 +170,7 @@ def compute_with(threads: int, dtype: torch.dtype) -> None:
 def _load_parts(
     config: EngineConfig,
     source: ModelSource,
-    world: World | None,
+    world: "World | None",
     device: torch.device,
     dtype: torch.dtype,
     progress: Callable[[str], None],
@@ -183,7 +189,7 @@ def _load_parts(
     clock = WallClock()
     executor: Executor = make_executor(models, sizes, clock)
     if world is not None:
-        executor = world.lead(executor, Serve(sizes.slots, sizes.length, sizes.pages, sizes.page_size))
+        executor = world.lead(executor, sizes.slots, sizes.length, sizes.pages, sizes.page_size)
     path = cache_folder() / "profiles" / f"{fingerprint(config, source, draft_source)}.json"
     profile = None if measure else _known_profile(config, path, progress)
     if profile is None:

@@ -30,9 +30,9 @@ class World:
         answers = self.ranks.answers(Loaded)
         return [a.room for a in answers if isinstance(a, Loaded) and a.room is not None]
 
-    def lead(self, executor: Executor, sizes: Serve) -> Executor:
+    def lead(self, executor: Executor, slots: int, length: int, pages: int, page_size: int) -> Executor:
         """Let the other ranks serve with these sizes, and lead them by rank 0's executor."""
-        self.ranks.send(sizes)
+        self.ranks.send(Serve(slots, length, pages, page_size))
         return Leader(executor, self.group, self.ranks)
 
     def close(self) -> None:
