@@ -84,14 +84,16 @@ class Ranks:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """Whatever fails meanwhile because a rank has died is told as that."""
+        """Whatever fails meanwhile because a rank has died is told as that, and the others are ended."""
         try:
             yield
         except Exception as error:
             dead = self._dead(PATIENCE if isinstance(error, EngineFailed) else 0.0)
             if dead is None:
                 raise
-            raise EngineFailed(self._death(dead)) from error
+            told = self._death(dead)
+            self.close()
+            raise EngineFailed(told) from error
 
     def watch(self, died: Callable[[], None]) -> None:
         """Call `died`, on a thread, when a process ends that was not asked to."""
