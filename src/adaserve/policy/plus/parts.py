@@ -57,5 +57,5 @@ class PlusConstants:
     prompt_stretch: float = 4.0
     idle_prompt_rows: int = 512
     slot_share: float = 0.75
-    reading_rows: int = 1024
+    reading_rows: int = 2048
     wait_share: float = 0.5
