@@ -14,7 +14,7 @@ RULES = """\
 - Shares are of every request that arrived with a target: refused, failed and unfinished ones have missed.
 - Goodput: output tokens of requests that attained, per second from first arrival to last completion.
 - The policies of one machine had the same requests at the same times, slots, cache, prefix reuse and admission in order of
-  arrival; `priority`, `fastserve` and `vtc` admit in an order of their own, for that is what they are. None refuses what fits.
+  arrival; `priority`, `fastserve`, `vtc` and `adaserve+` admit in an order of their own. None refuses what fits.
 - TPOT = (last token - first token) / (tokens - 1). Gap: the longest wait between two deliveries in an answer.
 - Look-up of drafts over earlier requests is off. TTFT counts from when the request was due."""
 
