@@ -49,6 +49,7 @@ def main() -> None:
     )
     parser.add_argument("--urgent", nargs="+", type=float, default=(0.2, 0.4, 0.6), help="shares of urgent requests")
     parser.add_argument("--urgent-class", default="coding")
+    parser.add_argument("--axes", nargs="+", metavar="FIELD", help="constants to search, the others as they are (default: all)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -87,7 +88,7 @@ def main() -> None:
         return Score(1 - missed / total, goodput / len(workloads))
 
     for policy in args.policies:
-        axes = axes_of(policy)
+        axes = {name: values for name, values in axes_of(policy).items() if args.axes is None or name in args.axes}
         start = load_constants(out, policy) if out.is_file() else constants_for(machine.profile, policy)
         best, load = start, args.rate
         for trial in climb(start, axes, partial(score_at, policy), GOAL, args.rate, args.rounds):
@@ -100,7 +101,7 @@ def main() -> None:
             sys.stderr.flush()
             if trial.kept:
                 best, load = trial.constants, trial.load
-        started["policies"][policy] = {name: getattr(best, name) for name in axes}
+        started["policies"][policy] = {name: getattr(best, name) for name in axes_of(policy)}
         shares = " ".join(f"{share:g}" for share in args.urgent)
         started["source"] = (
             f"benchmarks/simulated_constants.py {args.profile} {' '.join(Path(t).name for t in args.traces)} "
