@@ -109,7 +109,8 @@ class Bench:
             "ms_scale": self._ms_scale,
             "acceptance": setting.acceptance,
             "swap": swap,
-            "policies": [described(self._policy(name, setting)) for name in (*POLICIES, *ABLATIONS)] + [repr(PlusConstants())],
+            "policies": [described(self._policy(name, setting)) for name in (*POLICIES, *ABLATIONS)],
+            "constants": [repr(constants_for(profile, name)) for name in POLICIES] + [repr(PlusConstants())],
             "seed": self._seed,
         }
         return Experiment(

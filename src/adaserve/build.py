@@ -52,7 +52,8 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch
 class BuiltEngine:
     """An engine and what its faces need to know about it. `baseline` is in seconds per token.
 
-    memory: the file in which `close` keeps what the policy learned; None if that is nothing.
+    world: the ranks that share the target, or None. memory: the file in which `close` keeps what the policy learned, over what
+    was there; None if that is nothing.
     """
 
     engine: Engine
@@ -211,6 +212,14 @@ def build_engine(config: EngineConfig, progress: Callable[[str], None] = lambda 
     `progress` hears one line per stage. Raises ModelNotFound, InvalidModel or InvalidConfig with one line that says what to do.
     """
     parts = load_parts(config, progress)
+    try:
+        return _build_engine(config, parts, progress)
+    except BaseException:
+        parts.close()
+        raise
+
+
+def _build_engine(config: EngineConfig, parts: Parts, progress: Callable[[str], None]) -> BuiltEngine:
     policy = parts.policy()
     memory = None
     if policy.memory is not None:

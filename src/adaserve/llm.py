@@ -60,7 +60,10 @@ class LLM:
         self._seeds = random.Random(config.seed)
 
     def close(self) -> None:
-        """End the processes that share the model, where tensor_parallel_size is more than 1; they end with this process too."""
+        """Keep what the policy learned, for the next start, and end the processes that share the model, if there are any.
+
+        Those end with this process too; what was learned is lost without this.
+        """
         self.built.close()
 
     def generate(

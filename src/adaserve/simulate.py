@@ -224,7 +224,7 @@ class SimulatedRunner:
 
 
 def described(policy: Policy) -> str:
-    """A policy and its constants in words that are the same in every process: what a run depends on, for a RunStore."""
+    """A policy in words that are the same in every process, for a RunStore. Not all of its constants are among them."""
     return re.sub(r" at 0x[0-9a-f]+", "", repr(policy))
 
 

@@ -36,6 +36,14 @@ def test_what_a_policy_is_called_in_a_store_is_the_same_in_every_process(
     assert len(made) == 3 and not any(" at 0x" in words for words in made.values())
 
 
+def test_what_was_run_with_other_constants_is_run_again(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    found = [
+        simulated(capsys, tmp_path, "--policy", "adaserve+", "--chunk-rows", rows)["runs"][0]["ttft_p99_ms"]
+        for rows in ("8", "256")
+    ]
+    assert found[0] > found[1]
+
+
 def test_two_processes_bring_the_report_of_one(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     what = ["--policy", "spec:4", "adaserve", "--sweep", "rate=0.5,1"]
     one = simulated(capsys, tmp_path / "one", *what)

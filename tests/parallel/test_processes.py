@@ -12,6 +12,7 @@ from socket import socketpair
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from adaserve.build import Parts, load_parts
 from adaserve.config import EngineConfig
@@ -78,6 +79,7 @@ def test_one_engine_of_ranks_a_process(folder: Path, shared: Parts) -> None:
     """A second one is refused, leaves nothing behind, and the first goes on."""
     with pytest.raises(InvalidConfig, match="close that one first"):
         load_parts(config(folder, 2), lambda line: None)
+    assert dist.is_initialized(), "the group is the first one's"
     run(shared.engine(shared.policy("continuous")), requests()[:1])
 
 

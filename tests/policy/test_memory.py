@@ -49,7 +49,9 @@ def broken(found: dict[str, object], name: str, value: object) -> str:
     return json.dumps(found | {name: value})
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "list", "edges", "shape", "negative", "more kept than tried", "nan", "text"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "empty", "list", "edges", "shape", "negative", "more kept than tried", "nan", "endless", "text"]
+)
 def test_a_damaged_file_is_ignored_with_one_warning(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "pair.json"
     save_memory(taught(), path)
@@ -65,6 +67,7 @@ def test_a_damaged_file_is_ignored_with_one_warning(tmp_path: Path, damage: str)
         "negative": broken(found, "tried", [[-1.0] * len(tried[0])] * len(tried)),
         "more kept than tried": broken(found, "kept", [[x + 1 for x in row] for row in tried]),
         "nan": broken(found, "kept", [[float("nan")] * len(tried[0])] * len(tried)),
+        "endless": json.dumps(found | {name: [[float("inf")] * len(tried[0])] * len(tried) for name in ("tried", "kept")}),
         "text": broken(found, "kept", "much"),
     }
     path.write_text(texts[damage])

@@ -70,6 +70,20 @@ def test_the_late_get_a_turn_though_others_never_end() -> None:
     assert order.index("late") == LATE_TURN - 1
 
 
+def test_the_late_get_a_turn_though_others_always_come_back() -> None:
+    queue = line([arrival("late", 0.0)])
+    order = []
+    for i in range(2 * LATE_TURN):
+        begun = arrival(f"b{i}", 9.9)
+        begun.decoding_since = 9.95
+        queue.push(begun)
+        first = queue.first(10.0)
+        assert first is not None
+        queue.take(first)
+        order.append(first.request.id)
+    assert order.index("late") == LATE_TURN - 1
+
+
 def test_who_has_begun_to_answer_goes_on_first() -> None:
     begun = arrival("begun", 0.0)
     begun.decoding_since = 0.1

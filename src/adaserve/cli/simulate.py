@@ -5,7 +5,7 @@ steps take (--profile) and which drafts are accepted (--acceptance).
 """
 
 import argparse
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from adaserve.bench.runs import Runner
 from adaserve.bench.workloads import add_workload_options, points_from, source_from
@@ -80,7 +80,9 @@ def subject(args: argparse.Namespace, stop: Stop) -> Subject:
 
     from adaserve.build import load_constants
     from adaserve.executor.shipped import profile_named, recording_named
+    from adaserve.policy.adaptive import Constants
     from adaserve.policy.library import Overrides, make_policy
+    from adaserve.policy.plus.parts import PlusConstants
     from adaserve.policy.policy import Policy
     from adaserve.simulate import Machine, SimulatedRunner, constants_for, described
     from adaserve.step import Order
@@ -96,10 +98,12 @@ def subject(args: argparse.Namespace, stop: Stop) -> Subject:
     tunings = dict(_tuning(text) for text in args.tuning)
     swap = dict(_swap(text, list(recording.classes)) for text in args.swap_acceptance)
 
-    def policy_named(name: str) -> Policy:
+    def constants_named(name: str) -> Constants:
         tuning = tunings.get(name, tunings.get(None))
-        constants = constants_for(profile, name) if tuning is None else load_constants(tuning, name)
-        return make_policy(name, constants, overrides.known_to(name) if len(policies) > 1 else overrides)
+        return constants_for(profile, name) if tuning is None else load_constants(tuning, name)
+
+    def policy_named(name: str) -> Policy:
+        return make_policy(name, constants_named(name), overrides.known_to(name) if len(policies) > 1 else overrides)
 
     made = {name: policy_named(name) for name in policies}  # a wrong name shows before the first run
 
@@ -122,6 +126,9 @@ def subject(args: argparse.Namespace, stop: Stop) -> Subject:
             "page_size": machine.page_size,
             "seed": args.seed,
             "policies": {name: described(policy) for name, policy in made.items()},
+            "constants": {name: asdict(constants_named(name)) for name in made},
+            "overrides": asdict(overrides) | {"order": args.order},
+            "plus": asdict(PlusConstants()),
         },
     )
 

@@ -126,14 +126,19 @@ def _told() -> Iterator[None]:
         ) from error
 
 
+def check_alone() -> None:
+    """Raise InvalidConfig in a process that is in a group already: torch.distributed has one world."""
+    if dist.is_initialized():
+        raise InvalidConfig("this process runs a tensor-parallel engine already; close that one first, or use another process")
+
+
 def connect(folder: Path, *, rank: int, size: int, device: torch.device, timeout: float) -> TorchGroup:
     """Meet the other ranks of this machine; returns once all have come.
 
     folder: private to these ranks, the same for all. timeout: seconds to wait for another rank, here and in every collective.
-    Raises InvalidConfig in a process that is in a group already: torch.distributed has one world.
+    Raises InvalidConfig in a process that is in a group already.
     """
-    if dist.is_initialized():
-        raise InvalidConfig("this process runs a tensor-parallel engine already; close that one first, or use another process")
+    check_alone()
     cuda = device.type == "cuda"
     with _told():
         dist.init_process_group(

@@ -9,7 +9,7 @@ from adaserve.executor.executor import Executor
 from adaserve.models.load import read_config
 from adaserve.models.registry import ModelSource
 from adaserve.parallel.executor import Leader
-from adaserve.parallel.group import TorchGroup, abandon, connect, disconnect
+from adaserve.parallel.group import TorchGroup, abandon, check_alone, connect, disconnect
 from adaserve.parallel.messages import Here, Load, Loaded, Serve
 from adaserve.parallel.ranks import Ranks
 from adaserve.parallel.share import Share
@@ -51,6 +51,7 @@ def open_world(
     """
     Share(read_config(source), 0, size)
     check_devices(size, device)
+    check_alone()
     ranks = Ranks.start(size - 1)
     try:
         for rank, link in enumerate(ranks.links, start=1):
@@ -68,7 +69,8 @@ def open_world(
                 )
             )
         ranks.answers(Here)  # who has not come this far might never meet the others
-        group = connect(ranks.folder, rank=0, size=size, device=device, timeout=timeout)
+        with ranks.watched():  # one that fails while they meet says why
+            group = connect(ranks.folder, rank=0, size=size, device=device, timeout=timeout)
     except BaseException:
         ranks.close()
         disconnect()

@@ -188,8 +188,10 @@ def main(arguments: list[str]) -> int:
 
         built = build_engine(first.config, lambda text: wire.send(Progress(text)))
         starting = False
-        loop.run(built)
-        built.close()
+        try:
+            loop.run(built)
+        finally:
+            built.close()
         return 0
     except (BrokenPipeError, ConnectionResetError):
         return 0

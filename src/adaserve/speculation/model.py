@@ -87,7 +87,7 @@ class ModelDrafter:
         self._ranking.place(placement)
 
     def release(self, slot: int) -> None:
-        """Nothing is kept for a slot but its rows in the pool, which the next request overwrites."""
+        """What is kept for a slot, its rows in the pool and how its request draws, the next request overwrites."""
 
     def work(self, plan: StepPlan) -> tuple[tuple[int, ...], int]:
         """Rows of each draft pass, and the paged tokens that attention reads."""

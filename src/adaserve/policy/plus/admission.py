@@ -51,7 +51,9 @@ class DueQueue:
         begun = bisect_right(self._waiting, -math.inf, key=_latest_of)
         in_time = bisect_right(self._waiting, now, key=_latest_of)
         late_turn = self._taken % LATE_TURN == LATE_TURN - 1 and begun < in_time
-        if begun or late_turn or in_time == len(self._waiting):
+        if late_turn:
+            return self._waiting[begun][2]
+        if begun or in_time == len(self._waiting):
             return self._waiting[0][2]
         return self._waiting[in_time][2]
 

@@ -111,7 +111,11 @@ class Calibration:
             tried, kept = (torch.tensor(found[name], dtype=torch.float64) for name in ("tried", "kept"))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"counts that are no numbers: {error}") from error
-        if tried.shape != self._tried.shape or kept.shape != tried.shape or not ((kept >= 0) & (kept <= tried)).all():
+        if (
+            tried.shape != self._tried.shape
+            or kept.shape != tried.shape
+            or not ((kept >= 0) & (kept <= tried) & tried.isfinite()).all()
+        ):
             raise ValueError("counts that cannot be")
         self._tried.copy_(tried)
         self._kept.copy_(kept)
