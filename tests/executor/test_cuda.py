@@ -27,6 +27,8 @@ SETTINGS = {
     "deep and wide": Setting("adaserve", overrides=Overrides(depth=7, width=9), constants=small(verify_rows=400, per_request=63)),
     "pre-empted": Setting("adaserve", pages=40),
     "look-up": Setting("adaserve", draft="ngram"),
+    "both sources": Setting("adaserve", draft="model+ngram", overrides=Overrides(depth=4, width=2)),
+    "ours, coupled": Setting("adaserve+"),
 }
 
 

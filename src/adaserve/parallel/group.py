@@ -75,7 +75,8 @@ class TorchGroup:
     """A group over torch.distributed: NCCL between GPUs, gloo between CPUs.
 
     On a GPU the collectives are enqueued on the current stream like any kernel, so passes with them may be captured.
-    Methods raise EngineFailed when a rank has gone or does not answer in time.
+    Methods raise EngineFailed when a rank has gone or does not answer in time. NCCL's calls only enqueue, so of a rank on a GPU
+    that hangs without dying nothing is told.
     """
 
     def __init__(self, group: dist.ProcessGroup) -> None:
