@@ -28,7 +28,7 @@ SETTINGS = {
     "spec8 one slot": Setting("spec:8", slots=1),
     "adaserve": Setting("adaserve"),
     "plus": Setting("adaserve+"),
-    "plus, pre-empted": Setting("adaserve+", pages=36),
+    "plus, pre-empted": Setting("adaserve+", pages=22),
     "narrow": Setting("adaserve", overrides=Overrides(depth=6, width=1)),
     "wide": Setting("adaserve", overrides=Overrides(depth=2, width=8), constants=small(verify_rows=200)),
     "deep and wide": Setting("adaserve", overrides=Overrides(depth=7, width=9), constants=small(verify_rows=400, per_request=63)),
