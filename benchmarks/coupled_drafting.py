@@ -16,7 +16,7 @@ import argparse
 import json
 from dataclasses import asdict
 
-from adaserve.bench.drafting import EqualTrees, Yield, drafting_yield, requests_of
+from adaserve.bench.drafting import EqualTrees, Yield, add_drafting_options, drafting_yield, requests_of
 from adaserve.build import load_parts
 from adaserve.config import EngineConfig
 from adaserve.request import SamplingParams
@@ -24,18 +24,10 @@ from adaserve.request import SamplingParams
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="demo")
     parser.add_argument("--draft")
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--per-class", type=int, default=20, help="requests of each class (default: %(default)s)")
-    parser.add_argument("--max-tokens", type=int, default=96)
-    parser.add_argument(
-        "--trees", nargs="+", default=["3x1x3", "3x3x9", "4x3x6"], help="depth x width x nodes a request (default: %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--profile", help="measured step times; nothing counted here depends on them")
+    add_drafting_options(parser, ["3x1x3", "3x3x9", "4x3x6"])
     args = parser.parse_args()
     config = EngineConfig(
         model=args.model, draft=args.draft, threads=args.threads, profile=args.profile, max_num_seqs=16, max_model_len=2048

@@ -17,7 +17,7 @@ import argparse
 import json
 from dataclasses import asdict, replace
 
-from adaserve.bench.drafting import EqualTrees, Yield, drafting_yield, requests_of
+from adaserve.bench.drafting import EqualTrees, Yield, add_drafting_options, drafting_yield, requests_of
 from adaserve.build import load_parts
 from adaserve.config import EngineConfig
 from adaserve.request import SamplingParams
@@ -28,17 +28,9 @@ NAMES = {Source.MODEL: "m", Source.NGRAM: "n", Source.BOTH: "b"}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="demo")
     parser.add_argument("--draft", default="demo", help="the draft model (default: %(default)s)")
     parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--per-class", type=int, default=20, help="requests of each class (default: %(default)s)")
-    parser.add_argument("--max-tokens", type=int, default=96)
-    parser.add_argument(
-        "--trees", nargs="+", default=["3x1x3", "4x2x4", "4x2x8"], help="depth x width x nodes a request (default: %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--profile", help="measured step times; nothing counted here depends on them")
+    add_drafting_options(parser, ["3x1x3", "4x2x4", "4x2x8"])
     args = parser.parse_args()
     base = EngineConfig(model=args.model, threads=args.threads, profile=args.profile, max_num_seqs=16, max_model_len=2048)
     sampling = SamplingParams(max_tokens=args.max_tokens, temperature=args.temperature)

@@ -58,25 +58,14 @@ def test_the_late_wait_behind_those_in_time() -> None:
     assert drained(line(states), 0.7) == ["in time", "late", "later"]
 
 
-def test_the_late_get_a_turn_though_others_never_end() -> None:
+@pytest.mark.parametrize("decoding_since", [None, 9.95], ids=["others never end", "others always come back"])
+def test_the_late_get_a_turn(decoding_since: float | None) -> None:
     queue = line([arrival("late", 0.0)])
     order = []
     for i in range(2 * LATE_TURN):
-        queue.push(arrival(f"r{i}", 9.9))
-        first = queue.first(10.0)
-        assert first is not None
-        queue.take(first)
-        order.append(first.request.id)
-    assert order.index("late") == LATE_TURN - 1
-
-
-def test_the_late_get_a_turn_though_others_always_come_back() -> None:
-    queue = line([arrival("late", 0.0)])
-    order = []
-    for i in range(2 * LATE_TURN):
-        begun = arrival(f"b{i}", 9.9)
-        begun.decoding_since = 9.95
-        queue.push(begun)
+        other = arrival(f"r{i}", 9.9)
+        other.decoding_since = decoding_since
+        queue.push(other)
         first = queue.first(10.0)
         assert first is not None
         queue.take(first)

@@ -1,5 +1,6 @@
 """What drafting brings, counted and not timed: tokens a step, and which nodes were accepted, by class of request."""
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +15,17 @@ from adaserve.workload.prompts import prompts
 
 BINS = 10
 """Of the probabilities in a reliability table."""
+
+
+def add_drafting_options(parser: argparse.ArgumentParser, trees: list[str]) -> None:
+    """Add what is drafted for, with which trees, and where. trees: the default, each depth x width x nodes a request."""
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--per-class", type=int, default=20, help="requests of each class (default: %(default)s)")
+    parser.add_argument("--max-tokens", type=int, default=96)
+    parser.add_argument("--trees", nargs="+", default=trees, help="depth x width x nodes a request (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--profile", help="measured step times; nothing counted here depends on them")
 
 
 @dataclass(frozen=True)
