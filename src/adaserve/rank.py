@@ -11,7 +11,6 @@ import signal
 import socket
 import sys
 import threading
-import traceback
 from pathlib import Path
 
 import torch
@@ -20,6 +19,7 @@ from adaserve.assembly import Models, Sizes, make_executor
 from adaserve.build import DTYPES, compute_with
 from adaserve.clock import WallClock
 from adaserve.errors import AdaServeError, EngineFailed
+from adaserve.framing import in_one_line
 from adaserve.models.load import load_decoder
 from adaserve.models.registry import Format, ModelSource
 from adaserve.parallel.executor import follow
@@ -61,12 +61,9 @@ def main(arguments: list[str]) -> int:
         serve(link, Path(folder))
         return 0
     except Exception as error:
-        known = isinstance(error, AdaServeError)
-        if not known:
-            traceback.print_exc()
-        text = str(error) if known else f"{type(error).__name__}: {error}"
+        wanted = isinstance(error, AdaServeError) and not isinstance(error, EngineFailed)
         try:
-            link.send(Failed(" ".join(text.split()), known and not isinstance(error, EngineFailed)))
+            link.send(Failed(in_one_line(error), wanted))
         except EngineFailed:
             return 0  # it was rank 0 that went first
         return LOST_OTHERS if isinstance(error, EngineFailed) else 1

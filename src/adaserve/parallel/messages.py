@@ -17,6 +17,7 @@ from typing import TypeVar
 import msgspec
 
 from adaserve.errors import AdaServeError, EngineFailed
+from adaserve.framing import receive_exactly
 from adaserve.step import StepPlan
 
 _HEADER = struct.Struct("<I")
@@ -117,26 +118,13 @@ class Link:
         self.connection.close()
 
     def _body(self) -> bytes | None:
-        header = self._exactly(_HEADER.size)
+        header = receive_exactly(self.connection, _HEADER.size)
         if header is None:
             return None
         (size,) = _HEADER.unpack(header)
         if size > _MOST:
             raise EngineFailed(f"a message between ranks announces {size} bytes, beyond the limit of {_MOST}")
-        return self._exactly(size)
-
-    def _exactly(self, size: int) -> bytes | None:
-        parts: list[bytes] = []
-        while size > 0:
-            try:
-                part = self.connection.recv(min(size, 1 << 20))
-            except OSError:
-                return None
-            if not part:
-                return None
-            parts.append(part)
-            size -= len(part)
-        return b"".join(parts)
+        return receive_exactly(self.connection, size)
 
 
 _TO_RANK: "msgspec.msgpack.Decoder[ToRank]" = msgspec.msgpack.Decoder(ToRank)

@@ -10,13 +10,13 @@ import socket
 import sys
 import threading
 import time
-import traceback
 from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from adaserve.clock import Clock, WallClock
-from adaserve.errors import AdaServeError, EngineFailed
+from adaserve.errors import EngineFailed
+from adaserve.framing import in_one_line, receive_exactly
 from adaserve.server.messages import (
     HEADER,
     Cancel,
@@ -55,22 +55,9 @@ class Wire:
 
     def receive(self) -> Message | None:
         """Return the next message, or None when the HTTP process has closed the socket."""
-        header = self._exactly(HEADER.size)
-        body = None if header is None else self._exactly(Codec.length(header))
+        header = receive_exactly(self._connection, HEADER.size)
+        body = None if header is None else receive_exactly(self._connection, Codec.length(header))
         return None if body is None else self._reader.decode(body)
-
-    def _exactly(self, size: int) -> bytes | None:
-        parts: list[bytes] = []
-        while size > 0:
-            try:
-                part = self._connection.recv(min(size, 1 << 20))
-            except OSError:
-                return None
-            if not part:
-                return None
-            parts.append(part)
-            size -= len(part)
-        return b"".join(parts)
 
 
 def step_news(report: "StepReport", at: float) -> StepNews:
@@ -196,11 +183,7 @@ def main(arguments: list[str]) -> int:
     except (BrokenPipeError, ConnectionResetError):
         return 0
     except Exception as error:
-        known = isinstance(error, AdaServeError)
-        if not known:
-            traceback.print_exc()
-        text = str(error) if known else f"{type(error).__name__}: {error}"
-        wire.send(Fatal(" ".join(text.split()), starting))
+        wire.send(Fatal(in_one_line(error), starting))
         return 2 if starting else 1
 
 
