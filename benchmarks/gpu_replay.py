@@ -23,10 +23,11 @@ from adaserve.bench.replay import Progress
 from adaserve.bench.report import write_report
 from adaserve.bench.runs import Point, Run
 from adaserve.bench.workloads import Source, add_workload_options, source_from
-from adaserve.build import TUNINGS, Parts, machine_constants
+from adaserve.build import Parts
 from adaserve.clock import WallClock
 from adaserve.config import EngineConfig
 from adaserve.measure import measure_profile
+from adaserve.tuning import TUNINGS, machine_constants
 
 PAGE = 16
 WARM_UP = 10.0

@@ -23,12 +23,12 @@ from adaserve.bench.runs import Point
 from adaserve.bench.search import AXES, axes_of, climb
 from adaserve.bench.tune import Score
 from adaserve.bench.workloads import Source, auto_or_positive
-from adaserve.build import TUNINGS, load_constants
 from adaserve.executor.shipped import profile_named, recording_named
 from adaserve.metrics import summarize
 from adaserve.policy.adaptive import Constants
 from adaserve.policy.library import make_policy
 from adaserve.simulate import Machine, constants_for, simulate, to_requests
+from adaserve.tuning import TUNINGS, load_constants
 from adaserve.workload import DEMO_MIX, read
 
 GOAL = 0.95

@@ -16,13 +16,13 @@ import torch
 
 from adaserve.bench.runs import Point
 from adaserve.bench.workloads import Source, positive, share
-from adaserve.build import load_constants
 from adaserve.executor.shipped import profile_named, recording_named
 from adaserve.metrics import summarize
 from adaserve.policy.plus.assembly import make_plus
 from adaserve.policy.plus.parts import Parts, PlusConstants
 from adaserve.policy.policy import Policy
 from adaserve.simulate import Machine, constants_for, simulate, to_requests
+from adaserve.tuning import load_constants
 from adaserve.workload import DEMO_MIX, read
 
 

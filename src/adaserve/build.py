@@ -1,13 +1,9 @@
 """Builds an engine from models on disk: `build_engine` for the faces, `load_parts` for those who try several policies."""
 
-import hashlib
-import json
 import os
-import platform
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,16 +13,17 @@ from adaserve.assembly import Models, Sizes, assemble_engine, make_executor
 from adaserve.cache.pool import KVPool
 from adaserve.clock import Clock, WallClock
 from adaserve.config import EngineConfig
+from adaserve.devices import compute_with, device_of, dtype_of
 from adaserve.engine import Engine
 from adaserve.errors import InvalidConfig
 from adaserve.executor.executor import Executor
-from adaserve.kernels.native import native_status, use_threads
-from adaserve.latency import Profile, budget_from
+from adaserve.kernels.native import native_status
+from adaserve.latency import Profile
 from adaserve.measure import measure_profile
 from adaserve.models.decoder import Decoder
 from adaserve.models.load import load_decoder, load_draft
-from adaserve.models.registry import KNOWN, ModelSource, cache_folder, resolve, resolve_draft
 from adaserve.models.tokenizer import Tokenizer, load_tokenizer
+from adaserve.pair import Pair, memory_path, pair_of, profile_path
 from adaserve.parallel.group import ALONE
 from adaserve.policy.adaptive import Constants
 from adaserve.policy.library import Overrides, make_policy
@@ -34,18 +31,16 @@ from adaserve.policy.memory import load_memory, save_memory
 from adaserve.policy.policy import Policy
 from adaserve.runtime.batch import TAIL_ROWS
 from adaserve.step import Order
+from adaserve.tuning import machine_constants
 
 if TYPE_CHECKING:
     from adaserve.parallel.world import World  # needs msgspec, which an engine in one process does not
 
-TUNINGS = Path(__file__).parent / "data" / "tuning"
 CPU_CACHE_BYTES = 2 << 30
 CUDA_CACHE_SHARE = 0.85
 LEAST_LENGTH = 16
 CPU_DRAFT_VOCABULARY = 16384
 """93% of SmolLM2's tokens in code, chat and articles are among the first third of its vocabulary (docs/log.md)."""
-
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 
 
 @dataclass(frozen=True)
@@ -135,10 +130,10 @@ class Parts:
 def load_parts(config: EngineConfig, progress: Callable[[str], None], *, measure: bool = False) -> Parts:
     """Load the models, size the cache, and profile the machine if it is the first time or `measure` says so."""
     make_policy(config.policy, Constants(verify_rows=1, draft_rows=1))  # a wrong name should fail before the slow part
-    device, dtype = _device(config), DTYPES["bfloat16" if config.dtype == "auto" else config.dtype]
+    device, dtype = device_of(config), dtype_of(config)
     threads = config.threads or os.cpu_count() or 1
     compute_with(max(1, threads // config.tensor_parallel_size), dtype)
-    source, world = resolve(config.model), None
+    pair, world = pair_of(config), None
     if config.tensor_parallel_size > 1:
         try:
             from adaserve.parallel.world import open_world
@@ -146,9 +141,9 @@ def load_parts(config: EngineConfig, progress: Callable[[str], None], *, measure
             raise InvalidConfig(f"several ranks need {error.name}; run: pip install 'adaserve[server]'") from error
         size = config.tensor_parallel_size
         progress(f"starting {size} ranks")
-        world = open_world(source, size=size, dtype=dtype, device=device, threads=max(1, threads // size))
+        world = open_world(pair.target, size=size, dtype=dtype, device=device, threads=max(1, threads // size))
     try:
-        return _load_parts(config, source, world, device, dtype, progress, measure)
+        return _load_parts(config, pair, world, device, dtype, progress, measure)
     except BaseException as error:
         if world is not None:
             world.close()
@@ -160,42 +155,33 @@ def load_parts(config: EngineConfig, progress: Callable[[str], None], *, measure
         ) from error
 
 
-def compute_with(threads: int, dtype: torch.dtype) -> None:
-    """Set how many CPU threads this process computes with, for weights of this dtype."""
-    if dtype == torch.float64:
-        torch.set_num_threads(threads)  # float64 has no native kernels
-    else:
-        use_threads(threads)
-
-
 def _load_parts(
     config: EngineConfig,
-    source: ModelSource,
+    pair: Pair,
     world: "World | None",
     device: torch.device,
     dtype: torch.dtype,
     progress: Callable[[str], None],
     measure: bool,
 ) -> Parts:
-    draft_source = _draft_source(config, source)
-    progress(f"loading {source.path}")
-    target = load_decoder(source, dtype=dtype, device=device, group=ALONE if world is None else world.group)
+    progress(f"loading {pair.target.path}")
+    target = load_decoder(pair.target, dtype=dtype, device=device, group=ALONE if world is None else world.group)
     draft = None
-    if isinstance(draft_source, ModelSource):
-        progress(f"loading draft {draft_source.path}")
-        draft = load_draft(draft_source, target, dtype=dtype, owner=source)
+    if pair.draft is not None:
+        progress(f"loading draft {pair.draft.path}")
+        draft = load_draft(pair.draft, target, dtype=dtype, owner=pair.target)
     models = Models(target, draft, config.looks_up, _draft_vocabulary(config, target))
-    tokenizer = load_tokenizer(source)
+    tokenizer = load_tokenizer(pair.target)
     sizes = _sizes(config, models, [] if world is None else world.rooms())
     clock = WallClock()
     executor: Executor = make_executor(models, sizes, clock)
     if world is not None:
         executor = world.lead(executor, sizes.slots, sizes.length, sizes.pages, sizes.page_size)
-    path = cache_folder() / "profiles" / f"{fingerprint(config, source, draft_source)}.json"
+    path = profile_path(config, pair)
     profile = None if measure else _known_profile(config, path, progress)
     if profile is None:
         progress("measuring step times, once for these models on this machine")
-        profile = measure_profile(models, sizes, executor, source.name, progress)
+        profile = measure_profile(models, sizes, executor, pair.target.name, progress)
         path.parent.mkdir(parents=True, exist_ok=True)
         profile.save(path)
     drafters = [] if draft is None else [f"{draft.config.layers}-layer draft"]
@@ -239,34 +225,6 @@ def _build_engine(config: EngineConfig, parts: Parts, progress: Callable[[str], 
         world=parts.world,
         memory=memory,
     )
-
-
-def memory_path(config: EngineConfig, policy: Policy) -> Path:
-    """Where a policy keeps what it learned of these models, as they draft for it."""
-    source = resolve(config.model)
-    drafts = f"{'-coupled' if policy.coupled else ''}{'-ngram' if config.looks_up else ''}"
-    return cache_folder() / "learned" / f"{fingerprint(config, source, _draft_source(config, source))}{drafts}.json"
-
-
-def _device(config: EngineConfig) -> torch.device:
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise InvalidConfig("no CUDA device was found: use --device cpu")
-    if config.device == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    if find_spec("triton") is None:
-        raise InvalidConfig("the GPU's kernels need Triton: pip install triton, or use --device cpu")
-    return torch.device("cuda")
-
-
-def _draft_source(config: EngineConfig, source: ModelSource) -> ModelSource | str | None:
-    """The draft model's source, "ngram" for prompt look-up alone, or None."""
-    if config.draft_model == "none":
-        return None
-    if config.draft_model == "ngram":
-        return "ngram"
-    if config.draft_model is not None:
-        return resolve_draft(config.draft_model)
-    return resolve_draft(source.name) if source.draft is not None else None
 
 
 def _draft_vocabulary(config: EngineConfig, target: Decoder) -> int | None:
@@ -315,64 +273,3 @@ def _known_profile(config: EngineConfig, path: Path, progress: Callable[[str], N
     except InvalidConfig as error:
         progress(f"the cached profile is of no use: {error}")
         return None
-
-
-def fingerprint(config: EngineConfig, source: ModelSource, draft: ModelSource | str | None) -> str:
-    """A name for this model pair on this machine: whatever changes step times changes it."""
-
-    def stamp(path: Path) -> list[object]:
-        files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-        return [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
-
-    facts = [
-        stamp(source.path),
-        stamp(draft.path) if isinstance(draft, ModelSource) else draft,
-        config.draft_vocabulary,
-        config.dtype,
-        config.device,
-        config.threads,
-        config.max_num_seqs,
-        platform.processor() or platform.machine(),
-        os.cpu_count(),
-        torch.__version__,
-        native_status(),
-        *([config.tensor_parallel_size] if config.tensor_parallel_size > 1 else []),
-    ]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
-
-
-def machine_constants(config: EngineConfig, profile: Profile, policy: str | None = None) -> Constants:
-    """A policy's constants: from the tuning named, else cached, else shipped for a known model, else from the profile.
-
-    policy: None for the configured one.
-    """
-    policy = policy or config.policy
-    if config.tuning is not None:
-        return load_constants(config.tuning, policy)
-    shipped = TUNINGS / f"{config.model}-{_device(config).type}.json"
-    own_draft = config.draft_model in (None, config.model)
-    for path in (tuning_path(config), shipped if config.model in KNOWN and own_draft else None):
-        if path is not None and path.is_file():
-            return load_constants(path, policy)
-    budgets = budget_from(profile, requests=1)
-    return Constants(verify_rows=budgets.verify, draft_rows=budgets.draft)
-
-
-def tuning_path(config: EngineConfig) -> Path:
-    """Where `adaserve tune` keeps what it found for these models on this machine."""
-    source = resolve(config.model)
-    return cache_folder() / "tuning" / f"{fingerprint(config, source, _draft_source(config, source))}.json"
-
-
-def load_constants(path: Path | str, policy: str) -> Constants:
-    """Read a policy's constants from a tuning file: `constants`, and over them what `policies` says for that policy.
-
-    Raises InvalidConfig for a file that is missing, broken or of unknown fields.
-    """
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-        return Constants(**{**data["constants"], **data.get("policies", {}).get(policy, {})})
-    except OSError as error:
-        raise InvalidConfig(f"cannot read tuning {path}: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise InvalidConfig(f"tuning {path} is not what `adaserve tune` writes: {error}") from error

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 from adaserve.assembly import Models, Sizes, make_executor
-from adaserve.build import DTYPES, compute_with
 from adaserve.clock import WallClock
+from adaserve.devices import DTYPES, compute_with
 from adaserve.errors import AdaServeError, EngineFailed
 from adaserve.framing import in_one_line
 from adaserve.models.load import load_decoder

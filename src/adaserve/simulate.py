@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from adaserve.bench.replay import Progress, Replay, replay
-from adaserve.build import TUNINGS, load_constants
 from adaserve.clock import VirtualClock
 from adaserve.engine import Engine
 from adaserve.errors import InvalidConfig
@@ -30,6 +29,7 @@ from adaserve.policy.adaptive import Constants
 from adaserve.policy.policy import Policy
 from adaserve.request import SLO, Request, SamplingParams
 from adaserve.scheduling.scheduler import Drafting, Scheduler
+from adaserve.tuning import TUNINGS, load_constants
 from adaserve.workload import Arrival, Workload
 
 PIECE = re.compile(r"\w{1,9}|[^\w\s]|\n\s*")

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from adaserve.build import TUNINGS, load_constants
 from adaserve.errors import InvalidConfig
 from adaserve.policy.adaptive import Constants
 from adaserve.policy.library import MAX_CHAIN, NAMES, Overrides, make_policy
 from adaserve.policy.policy import Demand
+from adaserve.tuning import TUNINGS, load_constants
 
 CONSTANTS = Constants(verify_rows=256, draft_rows=192)
 MADE = [name.replace("K", "4") for name in NAMES]

@@ -78,7 +78,8 @@ def _engine(args: argparse.Namespace, source: Source, stop: Stop) -> Subject:
     config = engine_config(args)
     check_engine(config)
     from adaserve.bench.engine_runner import EngineRunner
-    from adaserve.build import load_parts, machine_constants
+    from adaserve.build import load_parts
+    from adaserve.tuning import machine_constants
 
     parts = load_parts(config, lambda line: print(line, file=sys.stderr, flush=True))
     for name in policies:

@@ -6,10 +6,11 @@ The engine does this by itself at the first start with a model and caches the re
 import argparse
 import sys
 
-from adaserve.build import load_parts, machine_constants
+from adaserve.build import load_parts
 from adaserve.cli.options import add_engine_options, engine_config
 from adaserve.errors import InvalidConfig
 from adaserve.latency import Profile
+from adaserve.tuning import machine_constants
 
 EXAMPLES = """examples:
   adaserve profile demo

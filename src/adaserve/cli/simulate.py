@@ -78,7 +78,6 @@ def subject(args: argparse.Namespace, stop: Stop) -> Subject:
     """The simulated machine that the options describe. Raises InvalidConfig."""
     import torch
 
-    from adaserve.build import load_constants
     from adaserve.executor.shipped import profile_named, recording_named
     from adaserve.policy.adaptive import Constants
     from adaserve.policy.library import Overrides, make_policy
@@ -86,6 +85,7 @@ def subject(args: argparse.Namespace, stop: Stop) -> Subject:
     from adaserve.policy.policy import Policy
     from adaserve.simulate import Machine, SimulatedRunner, constants_for, described
     from adaserve.step import Order
+    from adaserve.tuning import load_constants
 
     torch.set_num_threads(1)  # tensors here are small, and other threads only wait for one another
     profile = profile_named(args.profile)

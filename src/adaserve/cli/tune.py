@@ -15,11 +15,13 @@ import numpy as np
 
 from adaserve.bench.replay import replay, to_requests
 from adaserve.bench.tune import Trial, grid, halving, sample
-from adaserve.build import load_parts, machine_constants, tuning_path
+from adaserve.build import load_parts
 from adaserve.cli.options import add_engine_options, engine_config
 from adaserve.errors import InvalidConfig
+from adaserve.pair import tuning_path
 from adaserve.policy.adaptive import Constants
 from adaserve.request import Request
+from adaserve.tuning import machine_constants
 from adaserve.workload import DEMO_MIX, generate
 
 RUNNING = 10.0
