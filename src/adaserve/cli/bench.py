@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import sys
+from contextlib import ExitStack
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
@@ -67,10 +68,11 @@ def run(args: argparse.Namespace) -> int:
     source = source_from(args)
     points_from(args)  # what is wrong with the sweeps shows before anything slow
     stop = Stop()
-    return conduct(args, source, _server(args, stop) if args.base_url else _engine(args, source, stop), stop)
+    with ExitStack() as opened:
+        return conduct(args, source, _server(args, stop) if args.base_url else _engine(args, source, stop, opened), stop)
 
 
-def _engine(args: argparse.Namespace, source: Source, stop: Stop) -> Subject:
+def _engine(args: argparse.Namespace, source: Source, stop: Stop, opened: ExitStack) -> Subject:
     policies = list(dict.fromkeys(args.policy or [DEFAULTS.policy]))
     args.model, args.policy = args.model or DEFAULTS.model, policies[0]
     if args.record and not args.out:
@@ -82,6 +84,7 @@ def _engine(args: argparse.Namespace, source: Source, stop: Stop) -> Subject:
     from adaserve.tuning import machine_constants
 
     parts = load_parts(config, lambda line: print(line, file=sys.stderr, flush=True))
+    opened.callback(parts.close)
     for name in policies:
         parts.policy(name)  # a wrong name shows before the first run
     baseline = (args.baseline_ms or parts.profile.baseline_ms_per_token) / 1e3

@@ -5,6 +5,7 @@ The engine does this by itself at the first start with a model and caches the re
 
 import argparse
 import sys
+from contextlib import closing
 
 from adaserve.build import load_parts
 from adaserve.cli.options import add_engine_options, engine_config
@@ -26,14 +27,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print a table, save."""
-    parts = load_parts(engine_config(args), lambda line: print(line, file=sys.stderr, flush=True), measure=True)
+    with closing(load_parts(engine_config(args), lambda line: print(line, file=sys.stderr, flush=True), measure=True)) as parts:
+        profile, constants = parts.profile, machine_constants(parts.config, parts.profile)
     if args.out:
         try:
-            parts.profile.save(args.out)
+            profile.save(args.out)
         except OSError as error:
             raise InvalidConfig(f"cannot write {args.out}: {error.strerror or error}") from error
-    print(table(parts.profile))
-    constants = machine_constants(parts.config, parts.profile)
+    print(table(profile))
     print(f"budget from the curve: {constants.verify_rows} rows a verification pass, {constants.draft_rows} rows a draft pass")
     return 0
 

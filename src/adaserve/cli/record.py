@@ -10,6 +10,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,10 +62,21 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidConfig("--max-tokens and --per-class must be at least 1")
     noise = re.fullmatch(r"noise:(\d*\.?\d+)", args.draft or "")
     config = replace(engine_config(args), profile=args.profile or str(ANY_PROFILE))
-    parts = load_parts(replace(config, draft="none") if noise else config, tell)
+    with closing(load_parts(replace(config, draft="none") if noise else config, tell)) as parts:
+        recording = record(args, parts, None if noise is None else float(noise[1]), tell)
+    try:
+        recording.save(args.out)
+    except OSError as error:
+        raise InvalidConfig(f"cannot write {args.out}: {error.strerror or error}") from error
+    print(table(recording))
+    return 0
+
+
+def record(args: argparse.Namespace, parts: Parts, noise: float | None, tell: Callable[[str], None]) -> Recording:
+    """Answer the prompts and let the draft read the answers. noise: on a copy of the target's weights that drafts, or None."""
     target, draft = parts.models.target, parts.models.draft
-    if noise:
-        draft = noisy_draft(resolve(args.model), target, float(noise[1]), args.seed, dtype=target.embedding.dtype)
+    if noise is not None:
+        draft = noisy_draft(resolve(args.model), target, noise, args.seed, dtype=target.embedding.dtype)
     if draft is None:
         raise InvalidConfig(f"{args.model} has no draft model: name one with --draft, or make one with --draft noise:0.1")
     requests = requests_from(args, parts)
@@ -84,13 +96,7 @@ def run(args: argparse.Namespace) -> int:
             recorded.setdefault(str(request.slo_class), []).append(output)
     pair = f"{args.model} with {args.draft or 'its own draft'}"
     source = f"adaserve record: {args.prompts or 'prompts of the project'}, at most {args.max_tokens} tokens, seed {args.seed}"
-    recording = join(recorded, pair=pair, temperature=args.temperature, source=source)
-    try:
-        recording.save(args.out)
-    except OSError as error:
-        raise InvalidConfig(f"cannot write {args.out}: {error.strerror or error}") from error
-    print(table(recording))
-    return 0
+    return join(recorded, pair=pair, temperature=args.temperature, source=source)
 
 
 def requests_from(args: argparse.Namespace, parts: Parts) -> list[Request]:

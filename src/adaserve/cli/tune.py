@@ -8,14 +8,15 @@ import argparse
 import json
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 
 from adaserve.bench.replay import replay, to_requests
 from adaserve.bench.tune import Trial, grid, halving, sample
-from adaserve.build import load_parts
+from adaserve.build import Parts, load_parts
 from adaserve.cli.options import add_engine_options, engine_config
 from adaserve.errors import InvalidConfig
 from adaserve.pair import tuning_path
@@ -61,7 +62,15 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidConfig(f"cannot write {out}: {error.strerror or error}") from error
     if out.stat().st_size == 0:
         out.unlink()
-    parts = load_parts(engine_config(args), tell)
+    with closing(load_parts(engine_config(args), tell)) as parts:
+        best, record = search(args, parts, tell)
+    out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(f"{out}: {brief(best)}")
+    return 0
+
+
+def search(args: argparse.Namespace, parts: Parts, tell: Callable[[str], None]) -> tuple[Constants, dict[str, object]]:
+    """The best constants found, and the record of the search: its load, the machine's profile, every trial."""
     baseline = parts.profile.baseline_ms_per_token / 1e3
 
     def workload(number: int, seconds: float, rate: float) -> Sequence[tuple[float, Request]]:
@@ -93,15 +102,12 @@ def run(args: argparse.Namespace) -> int:
         args.seconds,
         show,
     )
-    record = {
+    return best, {
         "constants": vars(best),
         "rate": rate,
         "profile": parts.profile.to_json(),
         "trials": [{"round": t.round, "constants": vars(t.constants), **vars(t.score)} for t in trials],
     }
-    out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(f"{out}: {brief(best)}")
-    return 0
 
 
 def brief(c: Constants) -> str:
