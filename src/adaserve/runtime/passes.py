@@ -8,6 +8,7 @@ A graph is captured for a bucket: so many rows, so many groups, so many splits o
 Launching the hundreds of small kernels of a pass one by one takes the host longer than they take the device.
 """
 
+import itertools
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -24,6 +25,9 @@ ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 80, 96, 112, 128, 144, 160, 192, 224
 """Buckets of rows. Larger passes are long enough to be launched as they come."""
 GROUPS = (1, 2, 4, 8, 16, 32, 48, 72, 96, 144, 272, 528)
 """Buckets of groups: few, for an empty one costs next to nothing. Beside the requests there are padding and prompt chunks."""
+SHEET = 256
+"""Rows that go through all layers together on a CPU: their activations stay in its caches, where a larger pass would carry every
+layer's to memory and back. Reading the weights once more costs a tenth of computing with them."""
 MOST_GRAPHS = 128
 """Graphs that are kept; beyond, the one that was not used for the longest time goes."""
 
@@ -41,7 +45,11 @@ class Passes(Protocol):
 
 
 class PlainPasses:
-    """Runs every pass as it comes."""
+    """Runs every pass as it comes, a large one on a CPU in sheets of rows.
+
+    Rows need keys and values of earlier rows alone: of those before them in a chunk, of ancestors in a tree. So passes over runs
+    of rows, one after the other, do what a pass over all of them does.
+    """
 
     def __init__(self, decoder: Decoder, pool: KVPool) -> None:
         self._decoder = decoder
@@ -53,7 +61,28 @@ class PlainPasses:
 
     def plain(self, batch: ForwardBatch, longest: int) -> Tensor:
         """Run the pass."""
-        return self._decoder.forward(batch, self._pool)
+        if batch.token.is_cuda or len(batch.token) <= SHEET:
+            return self._decoder.forward(batch, self._pool)
+        return torch.cat([self._decoder.forward(sheet, self._pool) for sheet in sheets(batch, SHEET)])
+
+
+def sheets(batch: ForwardBatch, most: int) -> list[ForwardBatch]:
+    """Divide a batch into runs of at most `most` rows, of nearly equal length; a group may be cut, and is empty where it has none."""
+    rows = len(batch.token)
+    count = -(-rows // most)
+    bounds = [rows * i // count for i in range(count + 1)]
+    return [
+        replace(
+            batch,
+            token=batch.token[first:last],
+            position=batch.position[first:last],
+            prefix=batch.prefix[first:last],
+            mask=batch.mask[first:last],
+            dest=batch.dest[first:last],
+            start=batch.start.clamp(first, last) - first,
+        )
+        for first, last in itertools.pairwise(bounds)
+    ]
 
 
 @dataclass(frozen=True)
