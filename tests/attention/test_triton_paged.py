@@ -127,9 +127,10 @@ def test_tiles_cover_every_row_once(sizes: list[int], group: int, padding: int):
 def test_splits_fill_the_processors_and_no_more():
     assert splits(1000, 100_000) == 1
     assert splits(8, 100) == 1
-    assert splits(8, 4096) == 16
+    assert splits(8, 1024) == 8
     assert splits(8, 10**6) == 32
-    assert splits(256, 7000) == 4
+    assert splits(64, 4096) == 4
+    assert splits(256, 7000) == 1
 
 
 @needs_gpu

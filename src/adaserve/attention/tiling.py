@@ -7,11 +7,12 @@ from adaserve.runtime.batch import ForwardBatch, Tiles
 
 FEWEST_LANES, LANES = 16, 64
 """(row, query head) pairs of a tile: the fewest that the matrix units take, and the most that pay."""
-PROGRAMS = 1056
-"""Enough to keep every processor of a large GPU loading: eight for each of 132."""
-SHARE = 256
+PROGRAMS = 256
+"""Enough to keep every processor of a large GPU loading: two for each of 132. More would be merged for nothing."""
+SHARE = 128
 """Least context of a split; a smaller one costs more to merge than it saves."""
-MOST_SPLITS = 32
+SPLITS = (1, 2, 4, 8, 16, 32)
+"""Shares that a context may be divided into; each is a variant of a kernel."""
 
 
 def tile(batch: ForwardBatch, *, group: int, kv_heads: int, longest: int | None) -> Tiles:
@@ -53,7 +54,7 @@ def tile_count(rows: int, groups: int, height: int) -> int:
 
 def splits(programs: int, longest: int) -> int:
     """How many shares to divide the context into: a power of two."""
-    wanted = min(PROGRAMS // max(programs, 1), longest // SHARE, MOST_SPLITS)
+    wanted = min(PROGRAMS // max(programs, 1), longest // SHARE, SPLITS[-1])
     return 1 << max(wanted, 1).bit_length() - 1
 
 

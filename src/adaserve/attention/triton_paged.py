@@ -6,14 +6,18 @@ A tile is some rows of one group times the query heads of one key-value head, so
 
 The context is divided among splits, which leave partial sums that a second kernel merges by their log-sum-exp; with one split
 the result is written at once. Lengths and page tables are read on the device: nothing here depends on the batch but its sizes.
+
+EARLY: the kernel starts while the one before it runs, and reads what says which rows it is about; triton_rows.py has the rule.
 """
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from adaserve.attention.tiling import FEWEST_LANES, LANES, MOST_SPLITS
+from adaserve.attention.tiling import FEWEST_LANES, LANES, SPLITS
+from adaserve.kernels.gpu import starts_early
 from adaserve.runtime.batch import TAIL_ROWS, ForwardBatch, Tiles
 
 
@@ -38,8 +42,10 @@ def _attend_kernel(
     q, keys, values, out, partial, log_mass, tile_slot, tile_first, tile_rows, tile_reach, tile_nodes, prefix, mask, pages,
     pages_stride, tail_start, scale, splits,
     PAGE: tl.constexpr, GROUP: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, TAIL: tl.constexpr,
-    WHOLE: tl.constexpr, M: tl.constexpr, N: tl.constexpr, D: tl.constexpr,
+    WHOLE: tl.constexpr, M: tl.constexpr, N: tl.constexpr, D: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    if EARLY:
+        gdc_launch_dependents()
     tile = tl.program_id(0)
     head = tl.program_id(1)
     split = tl.program_id(2)
@@ -48,24 +54,19 @@ def _attend_kernel(
     first = tl.load(tile_first + tile)
     longest = tl.load(tile_reach + tile).to(tl.int32)
     nodes = tl.load(tile_nodes + tile)
+    lane = tl.arange(0, M)
+    live = lane < rows * GROUP
+    row = first + lane // GROUP
+    seen = tl.load(prefix + row, mask=live, other=0).to(tl.int32)
+    bits = tl.load(mask + row, mask=live, other=0)
+    if EARLY:
+        gdc_wait()
     if rows > 0:
-        lane = tl.arange(0, M)
-        live = lane < rows * GROUP
-        row = first + lane // GROUP
         d = tl.arange(0, D)
         wide = d < HEAD_DIM
         at = (row * KV_HEADS + head) * GROUP + lane % GROUP  # which (row, query head)
         query = tl.load(q + at[:, None] * HEAD_DIM + d[None, :], mask=live[:, None] & wide[None, :], other=0.0)
         query = query.to(keys.dtype.element_ty)
-        seen = tl.load(prefix + row, mask=live, other=0).to(tl.int32)
-        bits = tl.load(mask + row, mask=live, other=0)
-        # The tail's rows are asked for before the prefix, to be there when it is done; what no row of the tile names is not read.
-        node = tl.arange(0, TAIL)
-        tail = (split == splits - 1) & (nodes != 0)
-        used = (((nodes >> node) & 1) != 0) & tail
-        place = ((tail_start + slot * TAIL + node) * KV_HEADS + head) * HEAD_DIM
-        tail_k = tl.load(keys + place[None, :] + d[:, None], mask=used[None, :] & wide[:, None], other=0.0)
-        tail_v = tl.load(values + place[:, None] + d[None, :], mask=used[:, None] & wide[None, :], other=0.0)
         best = tl.full((M,), float("-inf"), tl.float32)
         mass = tl.zeros((M, N), tl.float32)
         acc = tl.zeros((M, D), tl.float32)
@@ -84,7 +85,13 @@ def _attend_kernel(
             best, mass, acc = _fold(score, v, best, mass, acc)
         total = tl.sum(mass, axis=1)
 
-        if tail:
+        if (split == splits - 1) & (nodes != 0):
+            # Asked for only now: held through the loop these rows would cost half of the tiles that fit on a processor.
+            node = tl.arange(0, TAIL)
+            used = ((nodes >> node) & 1) != 0  # what no row of the tile names is not read
+            place = ((tail_start + slot * TAIL + node) * KV_HEADS + head) * HEAD_DIM
+            tail_k = tl.load(keys + place[None, :] + d[:, None], mask=used[None, :] & wide[:, None], other=0.0)
+            tail_v = tl.load(values + place[:, None] + d[None, :], mask=used[:, None] & wide[None, :], other=0.0)
             names = ((bits[:, None] >> node[None, :]) & 1) != 0
             # 0 * NaN is NaN: a sick node must not spoil its siblings, but those who see it.
             sound = (tail_v.to(tl.float32) - tail_v.to(tl.float32)) == 0.0
@@ -93,8 +100,8 @@ def _attend_kernel(
             score = tl.dot(query, tail_k, input_precision="ieee") * scale  # base 2
             score = tl.where(sick[None, :], float("nan"), score)
             score = tl.where(names, score, float("-inf"))
-            best, mass, acc = _fold(score, tail_v, best, tl.zeros((M, TAIL), tl.float32) + (total / TAIL)[:, None], acc)
-            total = tl.sum(mass, axis=1)
+            best, spread, acc = _fold(score, tail_v, best, tl.zeros((M, TAIL), tl.float32) + (total / TAIL)[:, None], acc)
+            total = tl.sum(spread, axis=1)
 
         result = acc / tl.where(total == 0.0, 1.0, total)[:, None]
         store = live[:, None] & wide[None, :]
@@ -108,7 +115,9 @@ def _attend_kernel(
 
 @triton.jit(do_not_specialize=["splits"])
 def _merge_kernel(partial, log_mass, out, splits, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
-                  S: tl.constexpr, D: tl.constexpr):  # fmt: skip
+                  S: tl.constexpr, D: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
+    if EARLY:
+        gdc_wait()
     at = tl.program_id(0).to(tl.int64) * HEADS + tl.program_id(1)
     s = tl.arange(0, S)
     d = tl.arange(0, D)
@@ -138,16 +147,21 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, batch: ForwardBatch, tiles: 
         # A row outside of all tiles merges nothing but what it finds here.
         log_mass = torch.empty(rows, heads, splits, dtype=torch.float32, device=q.device)  # [B, H, S]
     wide = max(16, triton.next_power_of_2(head_dim))
-    block, warps, stages = launch_shape(wide, splits)
+    lanes = tile_lanes(tiles.height, group)
+    block, stages = launch_shape(wide * keys.element_size(), lanes, splits)
+    early = starts_early(q)
     _attend_kernel[(tiles.slot.shape[0], kv_heads, splits)](
         q, keys, values, out, partial, log_mass, tiles.slot, tiles.first, tiles.rows,
         tiles.reach, tiles.nodes, batch.prefix, batch.mask, batch.pages, batch.pages.stride(0), batch.tail_start,
         scale * 1.4426950408889634, splits,
         batch.page_size, group, kv_heads, head_dim, TAIL_ROWS,
-        splits == 1, tile_lanes(tiles.height, group), block, wide, num_warps=warps, num_stages=stages,
+        splits == 1, lanes, block, wide, early, num_warps=4, num_stages=stages, launch_pdl=early,
     )  # fmt: skip
     if splits > 1:
-        _merge_kernel[(rows, heads)](partial, log_mass, out, splits, heads, head_dim, MOST_SPLITS, wide, num_warps=4)
+        _merge_kernel[(rows, heads)](
+            partial, log_mass, out, splits, heads, head_dim, triton.next_power_of_2(splits), wide, early,
+            num_warps=4, launch_pdl=early,
+        )  # fmt: skip
     return out
 
 
@@ -160,15 +174,21 @@ def compile_all(q: Tensor, keys: Tensor, values: Tensor, batch: ForwardBatch) ->
     nothing = torch.zeros(1, dtype=torch.int64, device=q.device)  # [1]
     lanes = FEWEST_LANES
     while lanes <= max(LANES, tile_lanes(1, group)):
-        for splits in (1, 2):
+        for splits in SPLITS:
             tiles = Tiles(nothing, nothing, nothing, nothing, nothing, max(1, lanes // group), splits)
             attend(q, keys, values, batch, tiles, 1.0)
         lanes *= 2
 
 
-def launch_shape(wide: int, splits: int) -> tuple[int, int, int]:
-    """Context tokens of a block, warps, and pipeline stages."""
-    return (64 if wide <= 128 else 32), 4, 3
+def launch_shape(width: int, lanes: int, splits: int) -> tuple[int, int]:
+    """Context tokens of a block, and pipeline stages; width: bytes of a key.
+
+    Undivided contexts are many: large blocks keep the most bytes in flight, as far as registers hold the scores of all lanes.
+    Divided ones are few and short: small blocks begin the soonest.
+    """
+    if splits > 1 or width > 512:
+        return 32, 3
+    return (128, 2) if width <= 256 and lanes <= 32 else (64, 2)
 
 
 def tile_lanes(height: int, group: int) -> int:

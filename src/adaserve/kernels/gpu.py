@@ -1,5 +1,7 @@
 """Which tensors the Triton kernels take. They are imported where they are used: a machine without a GPU need not have Triton."""
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -9,3 +11,16 @@ KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 def on_gpu(x: Tensor) -> bool:
     """Whether a Triton kernel takes this tensor: on a GPU, and of a type whose arithmetic float32 can hold."""
     return x.is_cuda and x.dtype in KERNEL_DTYPES
+
+
+def starts_early(x: Tensor) -> bool:
+    """Whether kernels on this tensor's device may start while the one before them still runs, and wait for it themselves.
+
+    Of Hopper on ("programmatic dependent launch" in CUDA's guide): what does not depend on that kernel is read meanwhile.
+    """
+    return x.is_cuda and _capability(x.device) >= (9, 0)
+
+
+@cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)

@@ -2,22 +2,33 @@
 
 Each does what the torch twin of the same name does (norm.py, rotary.py, gate.py, move.py); the twins are the specification. All
 arithmetic is float32, whatever the tensors hold. Imported only where there is a GPU, or Triton's interpreter in the tests.
+
+EARLY: the kernel may start while the one before it runs. Until gdc_wait it reads only what that one does not write, and writes
+nothing.
 """
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from adaserve.kernels.gpu import starts_early
 
 _GATE_BLOCK = 1024
 _HEADS_AT_ONCE = 8
 
 
 @triton.jit
-def _norm_kernel(x, residual, weight, out, total, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ADDS: tl.constexpr):
+def _norm_kernel(
+    x, residual, weight, out, total, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ADDS: tl.constexpr, EARLY: tl.constexpr
+):  # fmt: skip
     at = tl.program_id(0).to(tl.int64) * WIDTH
     column = tl.arange(0, BLOCK)
     live = column < WIDTH
+    factor = tl.load(weight + column, mask=live, other=0.0).to(tl.float32)
+    if EARLY:
+        gdc_wait()
     row = tl.load(x + at + column, mask=live, other=0.0).to(tl.float32)
     if ADDS:
         row += tl.load(residual + at + column, mask=live, other=0.0).to(tl.float32)
@@ -25,7 +36,7 @@ def _norm_kernel(x, residual, weight, out, total, eps, WIDTH: tl.constexpr, BLOC
         tl.store(total + at + column, row, mask=live)
         row = row.to(tl.float32)
     scale = tl.rsqrt(tl.sum(row * row, axis=0) / WIDTH + eps)
-    scaled = row * scale * tl.load(weight + column, mask=live, other=0.0).to(tl.float32)
+    scaled = row * scale * factor
     tl.store(out + at + column, scaled.to(out.dtype.element_ty), mask=live)
 
 
@@ -39,8 +50,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     out = torch.empty_like(x)  # [M, H]
     rows, width = x.shape
     block = triton.next_power_of_2(width)
+    early = starts_early(x)
     if rows:
-        _norm_kernel[(rows,)](x, x, weight, out, out, eps, width, block, False, num_warps=_warps(block))
+        _norm_kernel[(rows,)](x, x, weight, out, out, eps, width, block, False, early, num_warps=_warps(block), launch_pdl=early)
     return out
 
 
@@ -50,16 +62,21 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     out, total = torch.empty_like(x), torch.empty_like(x)  # [M, H]
     rows, width = x.shape
     block = triton.next_power_of_2(width)
+    early = starts_early(x)
     if rows:
-        _norm_kernel[(rows,)](x, residual, weight, out, total, eps, width, block, True, num_warps=_warps(block))
+        _norm_kernel[(rows,)](
+            x, residual, weight, out, total, eps, width, block, True, early, num_warps=_warps(block), launch_pdl=early
+        )
     return out, total
 
 
 @triton.jit
-def _gate_kernel(gate_up, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def _gate_kernel(gate_up, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     live = column < WIDTH
+    if EARLY:
+        gdc_wait()
     gate = tl.load(gate_up + row * 2 * WIDTH + column, mask=live, other=0.0).to(tl.float32)
     up = tl.load(gate_up + row * 2 * WIDTH + WIDTH + column, mask=live, other=0.0).to(tl.float32)
     gated = (gate * tl.sigmoid(gate)).to(out.dtype.element_ty).to(tl.float32)  # rounded where the twin rounds
@@ -71,8 +88,9 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     gate_up = gate_up.contiguous()
     rows, width = gate_up.shape[0], gate_up.shape[1] // 2
     out = gate_up.new_empty(rows, width)  # [M, I]
+    early = starts_early(gate_up)
     if rows:
-        _gate_kernel[(rows, triton.cdiv(width, _GATE_BLOCK))](gate_up, out, width, _GATE_BLOCK)
+        _gate_kernel[(rows, triton.cdiv(width, _GATE_BLOCK))](gate_up, out, width, _GATE_BLOCK, early, launch_pdl=early)
     return out
 
 
@@ -80,14 +98,22 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 def _rotate_kernel(
     qkv, cos, sin, position, dest, keys, values, q_norm, k_norm, q, eps,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, AT_ONCE: tl.constexpr,
-    NORMS: tl.constexpr,
+    NORMS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    if EARLY:
+        gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * AT_ONCE + tl.arange(0, AT_ONCE)[:, None]  # queries, then keys, then values
     pair = tl.arange(0, BLOCK)[None, :]
     HALF: tl.constexpr = HEAD_DIM // 2
     ALL: tl.constexpr = HEADS + 2 * KV_HEADS
     live = (head < ALL) & (pair < HALF)
+    angle = tl.load(position + row) * HALF + pair
+    c = tl.load(cos + angle, mask=pair < HALF, other=0.0).to(tl.float32)
+    s = tl.load(sin + angle, mask=pair < HALF, other=0.0).to(tl.float32)
+    place = tl.load(dest + row) * KV_HEADS
+    if EARLY:
+        gdc_wait()
     at = qkv + (row * ALL + head) * HEAD_DIM + pair
     first = tl.load(at, mask=live, other=0.0).to(tl.float32)
     second = tl.load(at + HALF, mask=live, other=0.0).to(tl.float32)
@@ -102,16 +128,12 @@ def _rotate_kernel(
                          tl.load(k_norm + HALF + pair + head * 0, mask=wanted, other=1.0).to(tl.float32))  # fmt: skip
         first = tl.where(is_value, first, (first * scale * weight).to(qkv.dtype.element_ty).to(tl.float32))
         second = tl.where(is_value, second, (second * scale * other).to(qkv.dtype.element_ty).to(tl.float32))
-    angle = tl.load(position + row) * HALF + pair
-    c = tl.load(cos + angle, mask=pair < HALF, other=0.0).to(tl.float32)
-    s = tl.load(sin + angle, mask=pair < HALF, other=0.0).to(tl.float32)
     left = tl.where(is_value, first, first * c - second * s)
     right = tl.where(is_value, second, second * c + first * s)
 
     mine = q + (row * HEADS + head) * HEAD_DIM + pair
     tl.store(mine, left.to(q.dtype.element_ty), mask=live & is_query)
     tl.store(mine + HALF, right.to(q.dtype.element_ty), mask=live & is_query)
-    place = tl.load(dest + row) * KV_HEADS
     key = keys + (place + head - HEADS) * HEAD_DIM + pair
     is_key = ~is_query & ~is_value
     tl.store(key, left.to(keys.dtype.element_ty), mask=live & is_key)
@@ -139,12 +161,14 @@ def rotate_and_store(
     rows = qkv.shape[0]
     heads = qkv.shape[1] // head_dim - 2 * kv_heads
     q = qkv.new_empty(rows, heads, head_dim)  # [M, H, hd]
+    early = starts_early(qkv)
     if rows:
         grid = (rows, triton.cdiv(heads + 2 * kv_heads, _HEADS_AT_ONCE))
         _rotate_kernel[grid](
             qkv, cos, sin, position, dest, keys, values,
             qkv if q_norm is None else q_norm, qkv if k_norm is None else k_norm, q, eps,
             heads, kv_heads, head_dim, triton.next_power_of_2(head_dim // 2), _HEADS_AT_ONCE, q_norm is not None,
+            early, launch_pdl=early,
         )  # fmt: skip
     return q
 
