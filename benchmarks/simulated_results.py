@@ -34,9 +34,8 @@ from adaserve.clock import WallClock
 from adaserve.executor.shipped import profile_named, recording_named
 from adaserve.latency import Profile
 from adaserve.metrics import PolicyReport
-from adaserve.policy.library import Overrides, make_policy
-from adaserve.policy.plus.assembly import make_plus
-from adaserve.policy.plus.parts import Parts, PlusConstants
+from adaserve.policy.library import WITHOUT, Overrides, make_policy
+from adaserve.policy.plus.parts import PlusConstants, PlusParts
 from adaserve.policy.policy import Policy
 from adaserve.simulate import Machine, SimulatedRunner, constants_for, described
 from adaserve.step import Order
@@ -44,9 +43,7 @@ from adaserve.workload import DEMO_MIX, Trace, read
 
 PAPERS = ("continuous", "sarathi", "spec:4", "spec:6", "spec:8", "specinfer", "priority", "fastserve", "vtc")
 POLICIES = ("adaserve+", "adaserve", "throughput", *PAPERS)
-ABLATED = "adaserve+ without "
-CHAINS = "adaserve+ of chains"
-ABLATIONS = ("adaserve+", *(ABLATED + part.name for part in fields(Parts) if part.name != "coupled"), CHAINS)
+ABLATIONS = ("adaserve+", *(WITHOUT + part.name for part in fields(PlusParts) if part.name != "coupled"))
 """Coupled drafting is of the real drafter: the recordings here were made without."""
 
 FIXED = ("continuous", "spec:1", "spec:2", "spec:3", "spec:4", "spec:6", "spec:8")
@@ -153,11 +150,7 @@ class Bench:
         return len(self._trace.times) / self._trace.times[-1]
 
     def _policy(self, name: str, setting: Setting) -> Policy:
-        constants = constants_for(self.profile, "adaserve+" if name in ABLATIONS else name)
-        if name.startswith(ABLATED):
-            return make_plus(name, constants, Parts().without(name.removeprefix(ABLATED)), PlusConstants())
-        if name == CHAINS:
-            return make_plus(name, constants, Parts(), PlusConstants(width_max=1))
+        constants = constants_for(self.profile, name)
         if name in ("adaserve", "throughput"):
             constants = replace(constants, **dict(setting.constants))
         return make_policy(name, constants, Overrides(order=setting.order))

@@ -19,7 +19,7 @@ from adaserve.bench.workloads import Source, positive, share
 from adaserve.executor.shipped import profile_named, recording_named
 from adaserve.metrics import summarize
 from adaserve.policy.plus.assembly import make_plus
-from adaserve.policy.plus.parts import Parts, PlusConstants
+from adaserve.policy.plus.parts import PlusConstants, PlusParts
 from adaserve.policy.policy import Policy
 from adaserve.simulate import Machine, constants_for, simulate, to_requests
 from adaserve.tuning import load_constants
@@ -44,8 +44,8 @@ def main() -> None:
 
     def policy(rows: int | None) -> Policy:
         if rows is None:
-            return make_plus("by slack", paper, Parts(), PlusConstants())
-        return make_plus(f"{rows} rows", replace(paper, prompt_rows=rows), Parts().without("slack_chunks"), PlusConstants())
+            return make_plus("by slack", paper, PlusParts(), PlusConstants())
+        return make_plus(f"{rows} rows", replace(paper, prompt_rows=rows), PlusParts().without("slack_chunks"), PlusConstants())
 
     found = []
     print("| speed | chunks | attained | gap p99 ms | TTFT p50 ms | TTFT p99 ms | goodput tokens/s |\n" + "|---" * 7 + "|")

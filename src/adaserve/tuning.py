@@ -35,11 +35,13 @@ def machine_constants(config: EngineConfig, profile: Profile, policy: str | None
 def load_constants(path: Path | str, policy: str) -> Constants:
     """Read a policy's constants from a tuning file: `constants`, and over them what `policies` says for that policy.
 
+    A policy with parts left out (adaserve+:no-priced) has the constants of the whole one.
+
     Raises InvalidConfig for a file that is missing, broken or of unknown fields.
     """
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
-        return Constants(**{**data["constants"], **data.get("policies", {}).get(policy, {})})
+        return Constants(**{**data["constants"], **data.get("policies", {}).get(policy.partition(":no-")[0], {})})
     except OSError as error:
         raise InvalidConfig(f"cannot read tuning {path}: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError) as error:

@@ -32,6 +32,27 @@ def test_other_names_are_refused_with_the_known_ones(name: str) -> None:
         make_policy(name, CONSTANTS)
 
 
+def test_parts_of_plus_are_left_out_by_name() -> None:
+    """The name says what is left out, the rest stays, and the constants are those of the whole policy."""
+    whole, chains = (make_policy(name, CONSTANTS) for name in ("adaserve+", "adaserve+:no-trees"))
+    assert chains.name == "adaserve+:no-trees"
+    assert (chains.coupled, chains.memory is None) == (whole.coupled, whole.memory is None) == (True, False)
+    bare = make_policy("adaserve+:no-coupled,calibrated", CONSTANTS, Overrides(depth=2))
+    assert (bare.coupled, bare.memory) == (False, None)
+    assert bare.scheduling.deepest == 2
+    with pytest.raises(InvalidConfig, match="no part 'speed'"):
+        make_policy("adaserve+:no-speed", CONSTANTS)
+    with pytest.raises(InvalidConfig, match="unknown policy"):
+        make_policy("adaserve+:priced", CONSTANTS)
+
+
+def test_a_tuning_for_plus_is_also_for_what_is_left_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "tuning.json"
+    path.write_text('{"constants": {"verify_rows": 8, "draft_rows": 4}, "policies": {"adaserve+": {"prompt_rows": 77}}}')
+    found = [load_constants(path, name).prompt_rows for name in ("adaserve+", "adaserve+:no-priced,trees", "adaserve")]
+    assert found == [77, 77, Constants.prompt_rows]
+
+
 @pytest.mark.parametrize("name", MADE)
 def test_depth_and_width_are_followed_or_refused_but_never_ignored(name: str) -> None:
     fixed = Overrides(depth=5, width=2)

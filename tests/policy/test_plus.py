@@ -12,7 +12,7 @@ from adaserve.metrics import summarize
 from adaserve.policy.adaptive import Constants
 from adaserve.policy.library import make_policy
 from adaserve.policy.plus.assembly import make_plus
-from adaserve.policy.plus.parts import Parts, PlusConstants
+from adaserve.policy.plus.parts import PlusConstants, PlusParts
 from adaserve.policy.plus.slack import allowed, first_token_due, is_lost, rows_due
 from adaserve.policy.policy import Demand, Scene
 from adaserve.request import Request, SamplingParams, Targets
@@ -88,10 +88,10 @@ def test_drafts_that_are_never_accepted_are_given_up() -> None:
     assert found.throughput_tokens_per_s > 0.95 * plain.throughput_tokens_per_s
 
 
-@pytest.mark.parametrize("left_out", ["", *[item.name for item in fields(Parts)]])
+@pytest.mark.parametrize("left_out", ["", *[item.name for item in fields(PlusParts)]])
 def test_every_part_can_be_left_out(left_out: str) -> None:
     """All requests end with all their tokens, whatever is left out; the same arguments, the same run."""
-    parts = Parts().without(left_out) if left_out else Parts()
+    parts = PlusParts().without(left_out) if left_out else PlusParts()
     timed = requests(12, 0.02, 0.012)
     runs = [
         simulate(
@@ -105,12 +105,12 @@ def test_every_part_can_be_left_out(left_out: str) -> None:
 
 def test_a_part_that_does_not_exist_is_refused() -> None:
     with pytest.raises(InvalidConfig, match="calibrated, priced, attaining, slack_chunks"):
-        Parts().without("speed")
+        PlusParts().without("speed")
 
 
 def test_lost_is_judged_by_what_drafting_can_still_bring() -> None:
     """A step without drafts takes a token past the target, one with an accepted draft does not: such a request is drafted for."""
-    parts = Parts()
+    parts = PlusParts()
     scheduling = make_plus("p", PAPER, parts, PlusConstants()).scheduling
     behind = decoding("a", produced=3, tpot=0.010)  # five tokens to come in what is left of 70 ms
     spared = {}
@@ -119,3 +119,12 @@ def test_lost_is_judged_by_what_drafting_can_still_bring() -> None:
         spared[now] = scheduling.share(Demand(1, 0, scene)).spared
     assert 0.025 + 5 * LatencyModel(PROFILE).predict(StepShape(1, 0)) > 0.070  # plain decoding would be late
     assert spared[0.025] == frozenset() and spared[0.069] == {"a"}
+
+
+def test_without_trees_drafts_are_chains() -> None:
+    scene = Scene(0.0, [decoding("a", tpot=0.010)], [], 0, LatencyModel(PROFILE))
+    widths = [
+        make_plus("p", PAPER, parts, PlusConstants()).scheduling.share(Demand(1, 0, scene)).width
+        for parts in (PlusParts(), PlusParts().without("trees"))
+    ]
+    assert widths == [3, 1]

@@ -12,7 +12,7 @@ from adaserve.latency import Profile
 from adaserve.policy.adaptive import Constants
 from adaserve.policy.plus.admission import LATE_TURN, DueQueue, due_first
 from adaserve.policy.plus.assembly import make_plus
-from adaserve.policy.plus.parts import Parts, PlusConstants
+from adaserve.policy.plus.parts import PlusConstants, PlusParts
 from adaserve.request import RequestState, Targets
 from adaserve.simulate import Machine, simulate
 from tests.policy.test_plus import requests
@@ -130,7 +130,7 @@ def test_past_capacity_some_attain_instead_of_nobody(admitting: bool) -> None:
     """Twice the load that one slot carries: in order of arrival everybody ends up late, else about half are served in time."""
     profile = Profile("small", {1: 10.0, 64: 20.0}, 0.0, {}, 0.0, 0.0, 0.0, 10.0)
     timed = requests(100, 0.5, 0.1, output=100)  # 100 tokens take a second; nobody waits more than 3.3 seconds
-    parts = Parts() if admitting else Parts().without("admitting")
+    parts = PlusParts() if admitting else PlusParts().without("admitting")
     policy = make_plus("p", Constants(verify_rows=8, draft_rows=8), parts, PlusConstants())
     played = simulate(timed, policy, Machine(profile, slots=1), random_recording(np.random.default_rng(0)))
     share = sum(r.attained is True for r in played.results) / len(played.results)

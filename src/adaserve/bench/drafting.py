@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from adaserve.build import Parts
-from adaserve.policy.policy import Demand, Policy, Share
+from adaserve.policy.policy import Demand, Policy, RowShare
 from adaserve.policy.selection import LikelihoodSelection
 from adaserve.request import Request, SamplingParams, Targets
 from adaserve.step import StepOutcome
@@ -41,9 +41,9 @@ class EqualTrees:
     def deepest(self) -> int:
         return self.depth
 
-    def share(self, demand: Demand) -> Share:
+    def share(self, demand: Demand) -> RowShare:
         rows = demand.decoding * (1 + self.nodes) + min(demand.prompt, self.prompt_rows)
-        return Share(True, self.prompt_rows, rows, self.depth, self.width)
+        return RowShare(True, self.prompt_rows, rows, self.depth, self.width)
 
     def policy(self, coupled: bool) -> Policy:
         """The likeliest nodes of the batch, whatever the needs."""

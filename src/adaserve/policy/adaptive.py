@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from adaserve.errors import InvalidConfig
-from adaserve.policy.policy import Demand, Share
+from adaserve.policy.policy import Demand, RowShare
 from adaserve.tree import MAX_NODES
 
 
@@ -75,7 +75,7 @@ class AdaptiveScheduling:
     def deepest(self) -> int:
         return self.constants.depth_max if self.fixed_depth is None else self.fixed_depth
 
-    def share(self, demand: Demand) -> Share:
+    def share(self, demand: Demand) -> RowShare:
         c = self.constants
         depth, width = self.fixed_depth, self.fixed_width
         n = max(1, demand.decoding)
@@ -86,4 +86,4 @@ class AdaptiveScheduling:
         if depth:
             width = min(width, MAX_NODES // depth)
         prompt_rows = c.prompt_rows if demand.decoding else c.idle_prompt_rows
-        return Share(True, prompt_rows, c.verify_rows, depth, width)
+        return RowShare(True, prompt_rows, c.verify_rows, depth, width)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from adaserve.policy.queues import ArrivalQueue, Ranking, WaitingQueue
+from adaserve.policy.queues import ArrivalQueue, Importance, WaitingQueue
 from adaserve.request import RequestState
 
 Forecast = Callable[[int, int], float]
@@ -41,7 +41,7 @@ class Discipline:
     """
 
     queue: Callable[[float], WaitingQueue] = in_order_of_arrival
-    ranking: Ranking | None = None
+    ranking: Importance | None = None
     turns: Turns = everybody
 
 

@@ -10,7 +10,7 @@ from adaserve.policy.discipline import FIRST_COME, Discipline
 from adaserve.policy.fair import FairQueue
 from adaserve.policy.levels import LevelTurns, SkipJoin
 from adaserve.policy.plus.assembly import make_plus
-from adaserve.policy.plus.parts import Parts, PlusConstants
+from adaserve.policy.plus.parts import PlusConstants, PlusParts
 from adaserve.policy.policy import Policy
 from adaserve.policy.prefill_first import PrefillFirst
 from adaserve.policy.queues import RankedQueue
@@ -22,6 +22,8 @@ from adaserve.tree import MAX_NODES
 
 MAX_CHAIN = 16
 PLUS = "adaserve+"
+WITHOUT = f"{PLUS}:no-"
+"""Begins the names of `adaserve+` with parts left out: adaserve+:no-priced, adaserve+:no-priced,coupled."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,15 @@ def make_policy(name: str, constants: Constants, overrides: Overrides | None = N
             raise InvalidConfig(f"policy {name} {drafts}: leave out --depth {chosen.depth}, or choose another policy")
         if depth and chosen.width not in (None, width):
             raise InvalidConfig(f"policy {name} drafts chains: leave out --width {chosen.width}, or choose another policy")
-    policy = _MAKERS["spec:K" if name.startswith("spec:") else name](name, constants, chosen)
+    policy = _MAKERS[_family(name)](name, constants, chosen)
     return policy if chosen.coupled is None else replace(policy, coupled=chosen.coupled)
+
+
+def _family(name: str) -> str:
+    """The entry of _MAKERS that a name belongs to; the name itself where there is none."""
+    if name.startswith("spec:"):
+        return "spec:K"
+    return PLUS if name.startswith(WITHOUT) else name
 
 
 def _fixed_draft(name: str) -> tuple[int, int] | None:
@@ -67,9 +76,10 @@ def _fixed_draft(name: str) -> tuple[int, int] | None:
         if not 1 <= length <= MAX_CHAIN:
             raise InvalidConfig(f"policy spec:K takes 1 <= K <= {MAX_CHAIN}, got {length}")
         return length, 1
-    if name not in _MAKERS or name == "spec:K":
+    family = _family(name)
+    if family not in _MAKERS or family == "spec:K":
         raise InvalidConfig(f"unknown policy {name!r}: choose one of {', '.join(NAMES)}")
-    return None if name in ("adaserve", PLUS, "throughput", "specinfer") else (0, 1)
+    return None if family in ("adaserve", PLUS, "throughput", "specinfer") else (0, 1)
 
 
 def _adaserve(name: str, constants: Constants, chosen: Overrides) -> Policy:
@@ -79,7 +89,10 @@ def _adaserve(name: str, constants: Constants, chosen: Overrides) -> Policy:
 def _plus(name: str, constants: Constants, chosen: Overrides) -> Policy:
     plus = PlusConstants() if chosen.chunk_rows is None else replace(PlusConstants(), prompt_rows=chosen.chunk_rows)
     paper = _settled(constants, chosen)
-    return make_plus(name, paper, Parts(), plus, budget=chosen.budget, depth=chosen.depth, width=chosen.width)
+    parts = PlusParts()
+    for left_out in name.removeprefix(WITHOUT).split(",") if name.startswith(WITHOUT) else ():
+        parts = parts.without(left_out)
+    return make_plus(name, paper, parts, plus, budget=chosen.budget, depth=chosen.depth, width=chosen.width)
 
 
 def _throughput(name: str, constants: Constants, chosen: Overrides) -> Policy:

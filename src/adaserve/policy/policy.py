@@ -41,7 +41,7 @@ class Demand:
 
 
 @dataclass(frozen=True)
-class Share:
+class RowShare:
     """How one step's rows are shared out.
 
     decode: whether the decoding requests take part in this step.
@@ -68,7 +68,7 @@ class Share:
 class Scheduling(Protocol):
     """Shares out the rows of each step."""
 
-    def share(self, demand: Demand) -> Share:
+    def share(self, demand: Demand) -> RowShare:
         """Decide the step's rows from what waits for them."""
         ...
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from adaserve.policy.policy import Demand, Share
+from adaserve.policy.policy import Demand, RowShare
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class PrefillFirst:
     def deepest(self) -> int:
         return self.depth
 
-    def share(self, demand: Demand) -> Share:
+    def share(self, demand: Demand) -> RowShare:
         rows = demand.decoding * (1 + self.depth * self.width)
-        return Share(
+        return RowShare(
             decode=demand.prompt == 0,
             prompt_rows=self.most_prompt_rows,
             budget=rows if self.most_rows is None else min(rows, self.most_rows),

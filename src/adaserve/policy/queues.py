@@ -70,7 +70,7 @@ class ArrivalQueue:
         return iter(self._waiting)
 
 
-class Ranking(Protocol):
+class Importance(Protocol):
     """How important a request is when not everybody can be served; less is more important."""
 
     def level(self, state: RequestState) -> float:
@@ -88,7 +88,7 @@ class RankedQueue:
     Costs time in proportion to the levels, not to the requests: of each level only the first is looked at.
     """
 
-    def __init__(self, ranking: Ranking) -> None:
+    def __init__(self, ranking: Importance) -> None:
         self._ranking = ranking
         self._levels: dict[float, deque[RequestState]] = {}
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from adaserve.policy.policy import Demand, Share
+from adaserve.policy.policy import Demand, RowShare
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class StallFree:
     def deepest(self) -> int:
         return 0
 
-    def share(self, demand: Demand) -> Share:
+    def share(self, demand: Demand) -> RowShare:
         left = max(0, self.token_budget - demand.decoding)
         prompt_rows = left if self.most_prompt_rows is None else min(left, self.most_prompt_rows)
-        return Share(decode=True, prompt_rows=prompt_rows, budget=self.token_budget, depth=0, width=1)
+        return RowShare(decode=True, prompt_rows=prompt_rows, budget=self.token_budget, depth=0, width=1)

@@ -4,7 +4,7 @@ from adaserve.policy.adaptive import AdaptiveScheduling, Constants
 from adaserve.policy.discipline import FIRST_COME, Discipline
 from adaserve.policy.plus.admission import DueQueue, due_first
 from adaserve.policy.plus.calibration import Calibration
-from adaserve.policy.plus.parts import Parts, PlusConstants
+from adaserve.policy.plus.parts import PlusConstants, PlusParts
 from adaserve.policy.plus.scheduling import PlusScheduling
 from adaserve.policy.plus.selection import SurplusSelection
 from adaserve.policy.policy import Policy
@@ -15,7 +15,7 @@ from adaserve.tree import MAX_NODES
 def make_plus(
     name: str,
     paper: Constants,
-    parts: Parts,
+    parts: PlusParts,
     constants: PlusConstants,
     *,
     budget: int | None = None,

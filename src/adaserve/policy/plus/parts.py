@@ -6,7 +6,7 @@ from adaserve.errors import InvalidConfig
 
 
 @dataclass(frozen=True)
-class Parts:
+class PlusParts:
     """Which parts are in use.
 
     calibrated: f is what acceptance at such probabilities has been, not what the draft says.
@@ -15,6 +15,7 @@ class Parts:
     slack_chunks: prompt rows as the running requests' slack allows; otherwise a fixed number.
     admitting: slots and prompt rows go by when first tokens are due, to those that can still attain first; otherwise by arrival.
     coupled: drafts are ranked by the noise of the target's draws too.
+    trees: drafts may be wider than one node a depth; otherwise chains.
     """
 
     calibrated: bool = True
@@ -23,13 +24,14 @@ class Parts:
     slack_chunks: bool = True
     admitting: bool = True
     coupled: bool = True
+    trees: bool = True
 
-    def without(self, name: str) -> "Parts":
+    def without(self, name: str) -> "PlusParts":
         """The same with one part left out. Raises InvalidConfig, naming the parts there are."""
         names = [item.name for item in fields(self)]
         if name not in names:
             raise InvalidConfig(f"adaserve+ has no part {name!r}: choose one of {', '.join(names)}")
-        return Parts(**{item: getattr(self, item) and item != name for item in names})
+        return PlusParts(**{item: getattr(self, item) and item != name for item in names})
 
 
 @dataclass(frozen=True)

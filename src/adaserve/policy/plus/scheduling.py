@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 from adaserve.policy.adaptive import AdaptiveScheduling
 from adaserve.policy.plus.calibration import Calibration
-from adaserve.policy.plus.parts import Parts, PlusConstants
+from adaserve.policy.plus.parts import PlusConstants, PlusParts
 from adaserve.policy.plus.slack import allowed, is_lost, rows_due
 from adaserve.policy.plus.yields import Yields
-from adaserve.policy.policy import Demand, Scene, Share
+from adaserve.policy.policy import Demand, RowShare, Scene
 from adaserve.request import RequestState
 from adaserve.step import StepOutcome, StepShape
 from adaserve.tree import MAX_NODES
@@ -29,7 +29,7 @@ class PlusScheduling:
 
     def __init__(
         self,
-        parts: Parts,
+        parts: PlusParts,
         constants: PlusConstants,
         paper: AdaptiveScheduling,
         calibration: Calibration,
@@ -53,7 +53,7 @@ class PlusScheduling:
         if self._parts.calibrated:
             self._calibration.learn(outcome.drafted)
 
-    def share(self, demand: Demand) -> Share:
+    def share(self, demand: Demand) -> RowShare:
         """Decide the step's rows; by the paper's rule where only the counts are known."""
         scene, fixed = demand.scene, self._paper.share(demand)
         if scene is None:
@@ -70,11 +70,11 @@ class PlusScheduling:
             nodes = max(0, fixed.budget - demand.decoding - min(fixed.prompt_rows, demand.prompt))
         prompt_rows = self._prompt_rows(scene, spared, depth, width, nodes) if self._parts.slack_chunks else fixed.prompt_rows
         if not self._parts.priced:
-            return Share(True, prompt_rows, fixed.budget, depth, width, pace=aim, spared=spared)
+            return RowShare(True, prompt_rows, fixed.budget, depth, width, pace=aim, spared=spared)
         # Room to verify half as many again as usual: selection stops where nodes cease to pay.
         most = min(drafting * depth * width, nodes + nodes // 2 + 16)
         rows = demand.decoding + min(prompt_rows, demand.prompt) + most
-        return Share(
+        return RowShare(
             decode=True,
             prompt_rows=prompt_rows,
             budget=rows if self._budget is None else min(rows, self._budget),
@@ -87,6 +87,8 @@ class PlusScheduling:
         )
 
     def _width(self, drafting: int) -> int:
+        if not self._parts.trees:
+            return 1
         c = self._constants
         return max(1, min(c.width_max, c.draft_rows // max(drafting, 1), MAX_NODES // max(self.deepest, 1)))
 
