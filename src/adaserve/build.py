@@ -1,6 +1,5 @@
 """Builds an engine from models on disk: `build_engine` for the faces, `load_parts` for those who try several policies."""
 
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from adaserve.assembly import Models, Sizes, assemble_engine, make_executor
 from adaserve.cache.pool import KVPool
 from adaserve.clock import Clock, WallClock
 from adaserve.config import EngineConfig
-from adaserve.devices import compute_with, device_of, dtype_of
+from adaserve.devices import compute_with, device_of, dtype_of, threads_of
 from adaserve.engine import Engine
 from adaserve.errors import InvalidConfig
 from adaserve.executor.executor import Executor
@@ -31,7 +30,7 @@ from adaserve.policy.memory import load_memory, save_memory
 from adaserve.policy.policy import Policy
 from adaserve.runtime.batch import TAIL_ROWS
 from adaserve.step import Order
-from adaserve.tuning import machine_constants
+from adaserve.tuning import load_constants, machine_constants
 
 if TYPE_CHECKING:
     from adaserve.parallel.world import World  # needs msgspec, which an engine in one process does not
@@ -121,17 +120,17 @@ class Parts:
 
     def policy(self, name: str | None = None, constants: Constants | None = None) -> Policy:
         """Make the named policy, or the config's, with the config's overrides and the machine's constants."""
-        config = self.config
-        overrides = Overrides(config.budget, config.depth, config.width, config.chunk_rows, Order(config.order), config.coupled)
-        name = name or config.policy
-        return make_policy(name, constants or machine_constants(config, self.profile, name), overrides)
+        name = name or self.config.policy
+        return make_policy(name, constants or machine_constants(self.config, self.profile, name), _overrides(self.config))
 
 
 def load_parts(config: EngineConfig, progress: Callable[[str], None], *, measure: bool = False) -> Parts:
     """Load the models, size the cache, and profile the machine if it is the first time or `measure` says so."""
-    make_policy(config.policy, Constants(verify_rows=1, draft_rows=1))  # a wrong name should fail before the slow part
-    device, dtype = device_of(config), dtype_of(config)
-    threads = config.threads or os.cpu_count() or 1
+    device, dtype, threads = device_of(config), dtype_of(config), threads_of(config)
+    # What is wrong with the policy and the files that the config names should show before the slow part.
+    constants = Constants(verify_rows=1, draft_rows=1) if config.tuning is None else load_constants(config.tuning, config.policy)
+    make_policy(config.policy, constants, _overrides(config))
+    stated = None if config.profile is None or measure else Profile.load(config.profile)
     compute_with(max(1, threads // config.tensor_parallel_size), dtype)
     pair, world = pair_of(config), None
     if config.tensor_parallel_size > 1:
@@ -143,7 +142,7 @@ def load_parts(config: EngineConfig, progress: Callable[[str], None], *, measure
         progress(f"starting {size} ranks")
         world = open_world(pair.target, size=size, dtype=dtype, device=device, threads=max(1, threads // size))
     try:
-        return _load_parts(config, pair, world, device, dtype, progress, measure)
+        return _load_parts(config, pair, world, device, dtype, progress, stated, measure)
     except BaseException as error:
         if world is not None:
             world.close()
@@ -162,6 +161,7 @@ def _load_parts(
     device: torch.device,
     dtype: torch.dtype,
     progress: Callable[[str], None],
+    profile: Profile | None,
     measure: bool,
 ) -> Parts:
     progress(f"loading {pair.target.path}")
@@ -178,7 +178,8 @@ def _load_parts(
     if world is not None:
         executor = world.lead(executor, sizes.slots, sizes.length, sizes.pages, sizes.page_size)
     path = profile_path(config, pair)
-    profile = None if measure else _known_profile(config, path, progress)
+    if profile is None and not measure:
+        profile = _cached_profile(path, progress)
     if profile is None:
         progress("measuring step times, once for these models on this machine")
         profile = measure_profile(models, sizes, executor, pair.target.name, progress)
@@ -227,6 +228,11 @@ def _build_engine(config: EngineConfig, parts: Parts, progress: Callable[[str], 
     )
 
 
+def _overrides(config: EngineConfig) -> Overrides:
+    """What the config says of a policy's constants."""
+    return Overrides(config.budget, config.depth, config.width, config.chunk_rows, Order(config.order), config.coupled)
+
+
 def _draft_vocabulary(config: EngineConfig, target: Decoder) -> int | None:
     """How many tokens the draft may propose: on a CPU its head costs more than its layers, so not all of a large vocabulary."""
     wanted = config.draft_vocabulary
@@ -251,6 +257,10 @@ def _sizes(config: EngineConfig, models: Models, rooms: list[int]) -> Sizes:
     length = min(config.max_model_len or models.target.max_positions, models.target.max_positions)
     if config.max_model_len is None:
         length = min(length, tokens)
+    if config.max_model_len is None and length < LEAST_LENGTH:
+        raise InvalidConfig(
+            f"the KV cache holds {tokens} tokens, too few to serve anything: raise --kv-tokens, or lower --max-num-seqs"
+        )
     if length < LEAST_LENGTH:
         raise InvalidConfig(f"max_model_len must be at least {LEAST_LENGTH}, got {length}")
     if tokens < length:
@@ -262,10 +272,8 @@ def _sizes(config: EngineConfig, models: Models, rooms: list[int]) -> Sizes:
     return Sizes(slots, length, -(-tokens // config.page_size) + 1, config.page_size)
 
 
-def _known_profile(config: EngineConfig, path: Path, progress: Callable[[str], None]) -> Profile | None:
-    """The profile named by the config, or the cached one; None if there is no usable one."""
-    if config.profile is not None:
-        return Profile.load(config.profile)
+def _cached_profile(path: Path, progress: Callable[[str], None]) -> Profile | None:
+    """The profile measured before; None if there is no usable one."""
     if not path.is_file():
         return None
     try:

@@ -1,5 +1,6 @@
 """Where an engine computes, in which type, and with how many threads."""
 
+import os
 from importlib.util import find_spec
 
 import torch
@@ -26,6 +27,19 @@ def device_of(config: EngineConfig) -> torch.device:
 def dtype_of(config: EngineConfig) -> torch.dtype:
     """The type of the weights that a config means."""
     return DTYPES["bfloat16" if config.dtype == "auto" else config.dtype]
+
+
+def threads_of(config: EngineConfig) -> int:
+    """CPU threads that a config means, over all ranks. Raises InvalidConfig for more than there are cores.
+
+    The kernels' threads wait for one another without sleeping: with two threads on a core a step takes a hundred times as long.
+    """
+    cores = os.cpu_count() or 1
+    if config.threads is not None and config.threads > cores:
+        raise InvalidConfig(
+            f"--threads {config.threads} is more than this machine's {cores} cores: leave the option out for all of them"
+        )
+    return config.threads or cores
 
 
 def compute_with(threads: int, dtype: torch.dtype) -> None:
