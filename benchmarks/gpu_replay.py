@@ -22,7 +22,8 @@ from adaserve.bench.engine_runner import EngineRunner
 from adaserve.bench.replay import Progress
 from adaserve.bench.report import write_report
 from adaserve.bench.runs import Point, Run
-from adaserve.bench.workloads import Source, add_workload_options, source_from
+from adaserve.bench.source import WorkloadSource
+from adaserve.bench.workloads import add_workload_options, source_from
 from adaserve.build import Parts
 from adaserve.clock import WallClock
 from adaserve.config import EngineConfig
@@ -99,7 +100,7 @@ def _parts(args: argparse.Namespace, clock: WallClock) -> Parts:
     return Parts(config, models, sizes, executor, bench.tokenizer, profile, clock, f"{name} on {torch.cuda.get_device_name()}")
 
 
-def _warm_up(parts: Parts, source: Source, point: Point, baseline: float, policy: str, seed: int) -> None:
+def _warm_up(parts: Parts, source: WorkloadSource, point: Point, baseline: float, policy: str, seed: int) -> None:
     workload = source.at(point, baseline)
     first = type(workload)(tuple(a for a in workload.arrivals if a.at < WARM_UP))
     EngineRunner(parts, baseline=baseline, temperature=0.0, seed=seed, stop=lambda: False, drain=1.0)(policy, first, _nothing)

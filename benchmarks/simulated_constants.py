@@ -19,10 +19,11 @@ from typing import Any
 
 import torch
 
+from adaserve.bench.numbers import auto_or_positive
 from adaserve.bench.runs import Point
 from adaserve.bench.search import AXES, axes_of, climb
+from adaserve.bench.source import WorkloadSource
 from adaserve.bench.tune import Score
-from adaserve.bench.workloads import Source, auto_or_positive
 from adaserve.executor.shipped import profile_named, recording_named
 from adaserve.metrics import summarize
 from adaserve.policy.adaptive import Constants
@@ -60,7 +61,7 @@ def main() -> None:
     traces = [read(path) for path in args.traces]
     rates = [len(trace.times) / trace.times[-1] for trace in traces]
     sources = [
-        Source(partial(trace.requests, DEMO_MIX), args.duration, urgent=args.urgent_class, ms_scale=args.ms_scale)
+        WorkloadSource(partial(trace.requests, DEMO_MIX), args.duration, urgent=args.urgent_class, ms_scale=args.ms_scale)
         for trace in traces
     ]
     out = args.out or TUNINGS / f"{machine.profile.name}.json"

@@ -27,9 +27,10 @@ from adaserve.bench.about import commit
 from adaserve.bench.capacity import grid_index, grid_speed
 from adaserve.bench.demo_terminal import Terminal
 from adaserve.bench.experiment import Experiment
+from adaserve.bench.numbers import auto_or_positive
 from adaserve.bench.report import write_report
 from adaserve.bench.runs import Point, Run, RunStore
-from adaserve.bench.workloads import Source, auto_or_positive
+from adaserve.bench.source import WorkloadSource
 from adaserve.clock import WallClock
 from adaserve.executor.shipped import profile_named, recording_named
 from adaserve.latency import Profile
@@ -53,7 +54,7 @@ Capacities = dict[float, dict[str, float | None]]
 
 
 @dataclass(frozen=True)
-class Setting:
+class Change:
     """What a table's row changes: the machine, the draft, or the constants of the policies that draft trees."""
 
     name: str
@@ -65,7 +66,7 @@ class Setting:
     urgent: float | None = None
 
 
-class Bench:
+class Comparison:
     """Runs settings on one profile and one trace, keeping every run in a folder."""
 
     def __init__(
@@ -91,7 +92,7 @@ class Bench:
         self._starts: dict[str, float] = {}
         out.mkdir(parents=True, exist_ok=True)
 
-    def experiment(self, setting: Setting) -> Experiment:
+    def experiment(self, setting: Change) -> Experiment:
         """The experiment of a setting; its runs are found again in the folder."""
         profile = replace(
             self.profile,
@@ -111,7 +112,7 @@ class Bench:
             "seed": self._seed,
         }
         return Experiment(
-            source=Source(
+            source=WorkloadSource(
                 lambda seed, s: self._trace.requests(DEMO_MIX, seed, s), self.duration, urgent="coding", ms_scale=self._ms_scale
             ),
             runner=SimulatedRunner(
@@ -131,7 +132,7 @@ class Bench:
         )
 
     def capacities(
-        self, setting: Setting, policies: Sequence[str], goals: Sequence[float]
+        self, setting: Change, policies: Sequence[str], goals: Sequence[float]
     ) -> dict[float, dict[str, float | None]]:
         """Capacity by goal and policy, as a multiple of the trace's rate; None where not even the lowest load will do."""
         found: dict[float, dict[str, float | None]] = {goal: {} for goal in goals}
@@ -149,7 +150,7 @@ class Bench:
         """The trace's requests per second at speed 1."""
         return len(self._trace.times) / self._trace.times[-1]
 
-    def _policy(self, name: str, setting: Setting) -> Policy:
+    def _policy(self, name: str, setting: Change) -> Policy:
         constants = constants_for(self.profile, name)
         if name in ("adaserve", "throughput"):
             constants = replace(constants, **dict(setting.constants))
@@ -160,12 +161,12 @@ class Bench:
         write_report(self._out, {"profile": self.profile.name, "commit": self.commit}, f"simulated: {self.profile.name}", runs)
 
 
-def capacity_part(bench: Bench, policies: Sequence[str], shares: Sequence[float]) -> str:
+def capacity_part(bench: Comparison, policies: Sequence[str], shares: Sequence[float]) -> str:
     """Capacity at 95% and 99% by urgent share, acceptance as recorded and swapped."""
     rows = []
     for swap in (False, True):
         for urgent in shares:
-            setting = Setting(f"{urgent:.0%}, {'swapped' if swap else 'recorded'}", swap=swap, urgent=urgent)
+            setting = Change(f"{urgent:.0%}, {'swapped' if swap else 'recorded'}", swap=swap, urgent=urgent)
             found = bench.capacities(setting, policies, GOALS)
             for goal in GOALS:
                 here = {policy: found[goal][policy] or 0.0 for policy in policies}
@@ -182,9 +183,9 @@ def capacity_part(bench: Bench, policies: Sequence[str], shares: Sequence[float]
     return _table(["urgent, acceptance", "goal", *policies, *ratios], rows)
 
 
-def loads_part(bench: Bench, policies: Sequence[str], rates: Sequence[float]) -> str:
+def loads_part(bench: Comparison, policies: Sequence[str], rates: Sequence[float]) -> str:
     """Violations and goodput by load; draws the plots."""
-    experiment = bench.experiment(Setting("as recorded"))
+    experiment = bench.experiment(Change("as recorded"))
     points = [Point(speed=grid_speed(grid_index(rate / bench.rate))) for rate in rates]
     runs = experiment.sweep(policies, points)
     bench.report(runs)
@@ -220,18 +221,18 @@ def loads_part(bench: Bench, policies: Sequence[str], rates: Sequence[float]) ->
     return _table(heads, rows)
 
 
-def sensitivity_part(bench: Bench, speed: float) -> str:
+def sensitivity_part(bench: Comparison, speed: float) -> str:
     """Attainment and goodput at one load as one thing after the other changes."""
     shipped = constants_for(bench.profile, "adaserve")
-    changes = [Setting("as shipped")]
-    changes += [Setting(f"draft top-1 {q:g}", acceptance=f"synthetic:{q:g}") for q in (0.45, 0.6, 0.75, 0.9)]
-    changes += [Setting(f"draft cost x {x:g}", draft_cost=x) for x in (0.5, 2.0, 4.0)]
-    changes += [Setting(f"n_max {n}", constants=(("per_request", n),)) for n in (1, 2, 4, 8)]
-    changes += [Setting(f"c1 {c}", constants=(("depth_offset", c),)) for c in (0, 8, 16)]
-    changes += [Setting(f"c2 {c}, W 3", constants=(("width_offset", c), ("width_max", 3))) for c in (0, 1)]
-    changes += [Setting(f"prompt rows {r}", constants=(("prompt_rows", r),)) for r in (32, 64, 128, 256, 512)]
-    changes += [Setting(f"B1 x {x:g}", constants=(("verify_rows", round(shipped.verify_rows * x)),)) for x in (0.5, 2.0)]
-    changes += [Setting(f"order {order.value}", order=order) for order in (Order.EASIEST, Order.ATTAINABLE)]
+    changes = [Change("as shipped")]
+    changes += [Change(f"draft top-1 {q:g}", acceptance=f"synthetic:{q:g}") for q in (0.45, 0.6, 0.75, 0.9)]
+    changes += [Change(f"draft cost x {x:g}", draft_cost=x) for x in (0.5, 2.0, 4.0)]
+    changes += [Change(f"n_max {n}", constants=(("per_request", n),)) for n in (1, 2, 4, 8)]
+    changes += [Change(f"c1 {c}", constants=(("depth_offset", c),)) for c in (0, 8, 16)]
+    changes += [Change(f"c2 {c}, W 3", constants=(("width_offset", c), ("width_max", 3))) for c in (0, 1)]
+    changes += [Change(f"prompt rows {r}", constants=(("prompt_rows", r),)) for r in (32, 64, 128, 256, 512)]
+    changes += [Change(f"B1 x {x:g}", constants=(("verify_rows", round(shipped.verify_rows * x)),)) for x in (0.5, 2.0)]
+    changes += [Change(f"order {order.value}", order=order) for order in (Order.EASIEST, Order.ATTAINABLE)]
     rows = []
     for setting in changes:
         drafts = setting.draft_cost != 1 or setting.acceptance.startswith("synthetic")
@@ -243,9 +244,9 @@ def sensitivity_part(bench: Bench, speed: float) -> str:
     return _table(["changed", "adaserve", "throughput", "spec:4"], rows)
 
 
-def parts_part(bench: Bench, speeds: Sequence[float]) -> str:
+def parts_part(bench: Comparison, speeds: Sequence[float]) -> str:
     """Attainment and goodput of `adaserve+` with each part left out, by load."""
-    experiment = bench.experiment(Setting("as recorded"))
+    experiment = bench.experiment(Change("as recorded"))
     points = [Point(speed=speed) for speed in speeds]
     found = {(run.policy, run.point): run.report for run in experiment.sweep(ABLATIONS, points)}
     rows = [
@@ -256,10 +257,10 @@ def parts_part(bench: Bench, speeds: Sequence[float]) -> str:
     return _table(["load", *ABLATIONS], rows)
 
 
-def light_part(bench: Bench, speeds: Sequence[float]) -> str:
+def light_part(bench: Comparison, speeds: Sequence[float]) -> str:
     """Low loads: share attained and mean TPOT in ms of `adaserve+`, its relatives and fixed settings."""
     policies = ("adaserve+", "adaserve", "throughput", *FIXED)
-    experiment = bench.experiment(Setting("as recorded"))
+    experiment = bench.experiment(Change("as recorded"))
     points = [Point(speed=speed) for speed in speeds]
     found = {(run.policy, run.point): run for run in experiment.sweep(policies, points)}
     rows = []
@@ -271,12 +272,12 @@ def light_part(bench: Bench, speeds: Sequence[float]) -> str:
     return _table(["requests/s", *policies, "TPOT of adaserve+ / best fixed"], rows)
 
 
-def every_part(benches: Sequence[Bench], policies: Sequence[str], speed: float) -> str:
+def every_part(benches: Sequence[Comparison], policies: Sequence[str], speed: float) -> str:
     """Every policy on whole traces: share attained and goodput."""
     rows = []
     steps, seconds, began = 0, 0.0, WallClock().now()
     for bench in benches:
-        runs = bench.experiment(Setting("as recorded")).sweep(policies, [Point(speed=speed)])
+        runs = bench.experiment(Change("as recorded")).sweep(policies, [Point(speed=speed)])
         rows.append([f"{bench.profile.name}, {speed * bench.rate:.1f}/s", *(_brief(run.report) for run in runs)])
         print(rows[-1], file=sys.stderr, flush=True)
         steps += sum(run.totals.steps for run in runs if run.totals is not None)
@@ -332,7 +333,7 @@ def main() -> None:
         parser.error("only `every` takes more than one trace")
     profile = profile_named(args.profile)
     benches = [
-        Bench(read(path), profile, args.out, args.duration, args.ms_scale, args.start, args.jobs, args.seed)
+        Comparison(read(path), profile, args.out, args.duration, args.ms_scale, args.start, args.jobs, args.seed)
         for path in args.traces
     ]
     bench = benches[0]

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import torch
 
+from adaserve.bench.numbers import positive, share
 from adaserve.bench.runs import Point
-from adaserve.bench.workloads import Source, positive, share
+from adaserve.bench.source import WorkloadSource
 from adaserve.executor.shipped import profile_named, recording_named
 from adaserve.metrics import summarize
 from adaserve.policy.plus.assembly import make_plus
@@ -32,7 +33,7 @@ def main() -> None:
     machine = Machine(profile_named(args.profile))
     recording = recording_named(args.acceptance, 0)
     trace = read(args.trace)
-    source = Source(
+    source = WorkloadSource(
         lambda seed, seconds: trace.requests(DEMO_MIX, seed, seconds),
         args.duration,
         start=args.start,

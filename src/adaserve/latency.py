@@ -108,7 +108,10 @@ class Profile:
             raise InvalidConfig(f"cannot read profile {path}: {error.strerror or error}") from error
         except (ValueError, RecursionError) as error:
             raise InvalidConfig(f"profile {path} is not JSON: {error}") from error
-        return cls.from_json(data)
+        try:
+            return cls.from_json(data)
+        except InvalidConfig as error:
+            raise InvalidConfig(f"{path} is not what `adaserve profile` writes: {error}") from error
 
     def save(self, path: Path | str) -> None:
         """Write the profile as a JSON file; a reader sees the old file or the new one, never half of it."""

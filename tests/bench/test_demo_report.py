@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaserve.bench.demo_client import Answer
-from adaserve.bench.demo_report import DemoReport, Figures, Run, show
+from adaserve.bench.demo_report import DemoFigures, DemoReport, DemoRun, show
 from adaserve.bench.demo_terminal import Terminal, Wrap, bar
 from adaserve.metrics import RequestResult
 from adaserve.request import SLO, FinishReason, Targets
@@ -26,17 +26,17 @@ def answer(name: str, kind: str, tpot: float, arrived: float = 0.0, text: str = 
     return Answer(result, text, result.attained)
 
 
-def run(policy: str, *answers: Answer, number: int = 0) -> Run:
-    return Run(policy, number, answers, 0.0, 10.0)
+def run(policy: str, *answers: Answer, number: int = 0) -> DemoRun:
+    return DemoRun(policy, number, answers, 0.0, 10.0)
 
 
-def report(*runs: Run) -> DemoReport:
+def report(*runs: DemoRun) -> DemoReport:
     return DemoReport(BASELINE, 1.0, CLASSES, runs)
 
 
 def test_figures_of_a_class_and_of_all() -> None:
     one = run("p", answer("0", "coding", 0.011), answer("1", "coding", 0.02), answer("2", "chat", 0.017))
-    coding, everything = Figures.of(one, "coding"), Figures.of(one, None)
+    coding, everything = DemoFigures.of(one, "coding"), DemoFigures.of(one, None)
     assert (coding.requests, coding.attainment) == (2, 0.5)
     assert coding.tpot_p50_ms == pytest.approx(15.5)
     assert everything.attainment == pytest.approx(2 / 3)
@@ -49,7 +49,7 @@ def test_refused_requests_arrived_and_missed() -> None:
     lost = Answer(
         RequestResult("1", "coding", Targets(0.012), 0.0, None, None, 0.1, 5, 0, None, BASELINE), "", None, refused=True
     )
-    figures = Figures.of(run("p", answer("0", "coding", 0.011), lost), "coding")
+    figures = DemoFigures.of(run("p", answer("0", "coding", 0.011), lost), "coding")
     assert (figures.requests, figures.attainment) == (2, 0.5)
 
 

@@ -10,7 +10,7 @@ from adaserve.bench.demo_terminal import Terminal
 from adaserve.bench.experiment import Experiment
 from adaserve.bench.replay import Progress, Replay, ReplayFailed
 from adaserve.bench.runs import Point, Runner, RunStore
-from adaserve.bench.workloads import Source
+from adaserve.bench.source import WorkloadSource
 from adaserve.clock import VirtualClock
 from adaserve.workload import Arrival, Workload
 from tests.bench.made import BASELINE, load_runner, result
@@ -33,7 +33,7 @@ class Bench:
             return runner(policy, workload, on_progress)
 
         self.experiment = Experiment(
-            source=Source(lambda seed, seconds: TRACE.until(seconds)),
+            source=WorkloadSource(lambda seed, seconds: TRACE.until(seconds)),
             runner=counting,
             store=RunStore(folder, {}, BASELINE),
             terminal=Terminal(self.words),

@@ -173,6 +173,8 @@ def test_a_refusal_is_a_refusal() -> None:
 
 
 def test_nobody_there_and_a_model_that_is_not() -> None:
+    with pytest.raises(InvalidConfig, match="must begin with http"):
+        connect("localhost:9", None, None, CLOCK)
     with pytest.raises(InvalidConfig, match="no OpenAI-compatible server at http://127.0.0.1:9"):
         connect("http://127.0.0.1:9/v1/", None, None, CLOCK)
     with serving(Scripted()) as peer, pytest.raises(InvalidConfig, match="does not serve 'huge'; it serves small, large"):

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from adaserve.bench.runs import Point
-from adaserve.bench.workloads import add_workload_options, base_point, points_from, source_from, urgent_class, workload_from
+from adaserve.bench.source import urgent_class
+from adaserve.bench.workloads import add_workload_options, base_point, points_from, source_from, workload_from
 from adaserve.errors import InvalidConfig, InvalidTrace
 from adaserve.request import SLO
 from adaserve.workload import Arrival, Workload
@@ -157,6 +158,8 @@ def test_senseless_options(trace: str, options: list[str], capsys: pytest.Captur
         (["TRACE", "--urgent-class", "poetry"], "there is no class 'poetry'.*coding"),
         (["TRACE", "--prompt-scale", "0"], "the prompts' scale must be above 0"),
         (["TRACE", "--slo-class", "chat"], "reads like coding=tpot:50"),
+        (["TRACE", "--slo-class", "poetry=tpot:50"], "there is no class 'poetry'.*coding"),
+        (["generated", "--duration", "5", "--slo-class", "poetry=tpot:50"], "there is no class 'poetry'.*coding"),
         (["generated", "--duration", "0.001", "--rate", "0.001"], "no request arrives within"),
         (["generated", "--duration", "50", "--mix", "chat=1", "--urgent", "0.5"], "has no class beside"),
     ],

@@ -11,6 +11,8 @@ import adaserve.cli.bench
 import adaserve.cli.profile
 import adaserve.cli.record
 import adaserve.cli.tune
+from adaserve.cli.checks import check_writable
+from adaserve.errors import InvalidConfig
 from adaserve.models.registry import KNOWN
 
 
@@ -51,3 +53,25 @@ def test_a_command_that_fails_closes_what_it_loaded(
     with pytest.raises(RuntimeError, match="broken"):
         command.run(parser.parse_args(arguments))
     assert parts.closed == 1
+
+
+@pytest.mark.parametrize(
+    "command", [adaserve.cli.profile, adaserve.cli.tune, adaserve.cli.record], ids=["profile", "tune", "record"]
+)
+def test_a_place_that_cannot_be_written_shows_before_anything_is_loaded(
+    command: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "load_parts", None)
+    parser = argparse.ArgumentParser()
+    command.configure(parser)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InvalidConfig, match="cannot write"):
+        command.run(parser.parse_args(["--out", str(tmp_path / "file" / "out.json")]))
+
+
+def test_looking_whether_a_file_can_be_written_changes_nothing(tmp_path: Path) -> None:
+    check_writable(tmp_path / "folder" / "new")
+    assert not (tmp_path / "folder" / "new").exists()
+    (tmp_path / "old").write_text("kept")
+    check_writable(tmp_path / "old")
+    assert (tmp_path / "old").read_text() == "kept"

@@ -63,6 +63,8 @@ def test_two_processes_bring_the_report_of_one(capsys: pytest.CaptureFixture[str
         (["--swap-acceptance", "coding=poetry"], "coding=chat"),
         (["--sweep", "load=1,2"], "rate=0.8"),
         (["--jobs", "0"], "at least 1"),
+        (["--tuning", "fast=file.json"], "a policy that does not run"),
+        (["--profile", "pyproject.toml"], "pyproject.toml"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(

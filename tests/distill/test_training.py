@@ -14,7 +14,7 @@ from adaserve.distill.optimizer import rate_at
 from adaserve.distill.recipe import Recipe
 from adaserve.distill.rows import Role, Rows
 from adaserve.distill.training import Checkpoint, Trainer, _Batches
-from adaserve.distill.world import World
+from adaserve.distill.world import TrainingWorld
 from adaserve.errors import InvalidModel
 from adaserve.models.random import noisy_copy, random_weights, tiny_config
 
@@ -50,7 +50,7 @@ class Ticking(VirtualClock):
 def train(recipe: Recipe, checkpoint: Checkpoint | None = None, said: list[str] | None = None) -> tuple[Trainer, Network]:
     target, draft = networks()
     hear = (said if said is not None else []).append
-    trainer = Trainer(target, draft, some_rows(), recipe, world=World(), clock=Ticking(), say=hear, checkpoint=checkpoint)
+    trainer = Trainer(target, draft, some_rows(), recipe, world=TrainingWorld(), clock=Ticking(), say=hear, checkpoint=checkpoint)
     trainer.run()
     return trainer, draft
 

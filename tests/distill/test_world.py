@@ -7,12 +7,12 @@ import sys
 
 import torch
 
-from adaserve.distill.world import World
+from adaserve.distill.world import TrainingWorld
 
 PROGRAM = """
 import torch
-from adaserve.distill.world import World
-world = World.join(torch.device("cpu"))
+from adaserve.distill.world import TrainingWorld
+world = TrainingWorld.join(torch.device("cpu"))
 first, second = world.sum_all([torch.tensor([1.0, 2.0]) * (world.rank + 1), torch.full((1, 2), float(world.rank))])
 print(world.is_first, world.agree(5.0 + world.rank), first.tolist(), second.tolist())
 world.leave()
@@ -33,6 +33,6 @@ def test_two_processes() -> None:
 
 
 def test_one_process_needs_nobody() -> None:
-    world, value = World(), torch.tensor([2.0])
+    world, value = TrainingWorld(), torch.tensor([2.0])
     assert world.is_first and world.agree(7.5) == 7.5
     assert world.sum(value) is value and world.sum_all([value])[0] is value

@@ -20,8 +20,8 @@ from adaserve.server.messages import (
     Codec,
     Configure,
     Fatal,
+    LoadingNews,
     Message,
-    Progress,
     Ready,
     StatsNews,
     StepNews,
@@ -55,7 +55,7 @@ def test_messages_to_the_engine_survive(message: Message) -> None:
 @pytest.mark.parametrize(
     "message",
     [
-        Progress("loading"),
+        LoadingNews("loading"),
         Ready("m", 512, 100, 0.02, (0, 1), "m on cpu"),
         StepNews(1.5, (TokenNews("a", (1, 2), (TokenLogprobs(1, -0.5, 1, ((2, -1.0),)),), True, 3, 1),), STATS),
         StepNews(1.5, (TokenNews("a", (), finish=FinishReason.CANCELLED, result=RESULT),), STATS),
@@ -81,7 +81,7 @@ def test_garbage_is_refused(body: bytes) -> None:
 
 def test_a_message_of_the_other_direction_is_refused() -> None:
     with pytest.raises(EngineFailed):
-        Codec(Codec.TO_ENGINE).decode(Codec(Codec.FROM_ENGINE).frame(Progress("x"))[HEADER.size :])
+        Codec(Codec.TO_ENGINE).decode(Codec(Codec.FROM_ENGINE).frame(LoadingNews("x"))[HEADER.size :])
 
 
 def test_an_endless_frame_is_refused_before_it_is_read() -> None:

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from adaserve.bench.demo_client import Client, Tally, closed_loop, open_loop
-from adaserve.bench.demo_report import DemoReport, Run, show
+from adaserve.bench.demo_report import DemoReport, DemoRun, show
 from adaserve.bench.demo_server import DemoServer
 from adaserve.bench.demo_terminal import Terminal, Wrap, bar
 from adaserve.clock import Clock, WallClock
@@ -81,7 +81,7 @@ class Demo:
             rate = options.rate if options.rate is not None else await self._pilot()
         except Stopped:
             return None
-        runs: list[Run] = []
+        runs: list[DemoRun] = []
         baseline = None
         plan = [(number, policy) for number in range(options.repeats) for policy in options.policies]
         for position, (number, policy) in enumerate(plan):
@@ -176,7 +176,7 @@ class Demo:
             self._terminal.progress(text, now)
             await asyncio.sleep(0.25)
 
-    async def _measure(self, client: Client, workload: Workload, policy: str, number: int, label: str) -> Run:
+    async def _measure(self, client: Client, workload: Workload, policy: str, number: int, label: str) -> DemoRun:
         tally = Tally()
         started = self._clock.now()
         run = asyncio.create_task(open_loop(client, workload, self._clock, tally, self._stop))
@@ -188,7 +188,7 @@ class Demo:
             self._terminal.progress(f"{text}   running {tally.in_flight}{attained}", now)
             await asyncio.wait({run}, timeout=0.25)
         seconds = min(self._clock.now() - started, self._options.duration)
-        result = Run(policy, number, tuple(tally.answers), run.result(), seconds)
+        result = DemoRun(policy, number, tuple(tally.answers), run.result(), seconds)
         attained = "nothing" if tally.attained is None else f"{tally.attained:.1%}"
         self._terminal.say(
             f"{label}: {len(tally.answers)} answers, {attained} attained, {result.mean_running:.1f} running on average"

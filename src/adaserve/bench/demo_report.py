@@ -12,7 +12,7 @@ from adaserve.request import SLO
 
 
 @dataclass(frozen=True)
-class Run:
+class DemoRun:
     """One policy under one load.
 
     round: which repetition; runs of a round had the same arrivals. seconds: for how long requests were sent.
@@ -33,7 +33,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Figures:
+class DemoFigures:
     """What the table says about one policy and one class; None where nothing was measured.
 
     gap_p99_ms: 99th percentile of each request's longest time between two deliveries: speculation delivers in bursts.
@@ -48,7 +48,7 @@ class Figures:
     goodput_tokens_per_s: float | None
 
     @classmethod
-    def of(cls, run: Run, class_name: str | None) -> "Figures":
+    def of(cls, run: DemoRun, class_name: str | None) -> "DemoFigures":
         """Figures of a run's requests of one class, or of all."""
         everyone = [answer.result for answer in run.answers]
         chosen = [answer for answer in run.answers if class_name in (None, answer.result.slo_class)]
@@ -66,7 +66,7 @@ class Figures:
         )
 
     @classmethod
-    def medians(cls, several: Sequence["Figures"]) -> "Figures":
+    def medians(cls, several: Sequence["DemoFigures"]) -> "DemoFigures":
         """Each figure's median over several runs, leaving out runs that lack it."""
         values = {}
         for item in fields(cls):
@@ -86,16 +86,16 @@ class DemoReport:
     baseline: float
     rate: float
     classes: dict[str, SLO]
-    runs: tuple[Run, ...]
+    runs: tuple[DemoRun, ...]
 
     @property
     def policies(self) -> tuple[str, ...]:
         """Policies that ran, in order."""
         return tuple(dict.fromkeys(run.policy for run in self.runs))
 
-    def figures(self, policy: str, class_name: str | None) -> Figures:
+    def figures(self, policy: str, class_name: str | None) -> DemoFigures:
         """Medians over the policy's runs."""
-        return Figures.medians([Figures.of(run, class_name) for run in self.runs if run.policy == policy])
+        return DemoFigures.medians([DemoFigures.of(run, class_name) for run in self.runs if run.policy == policy])
 
     def same_text(self) -> tuple[int, int]:
         """How many requests got the same text under every policy, of how many that every policy completed."""
@@ -127,7 +127,7 @@ class DemoReport:
                     "mean_running": median(run.mean_running for run in self.runs if run.policy == policy),
                     "overall": asdict(self.figures(policy, None)),
                     "per_class": {name: asdict(self.figures(policy, name)) for name in self.classes},
-                    "attainment_of_each_run": [Figures.of(run, None).attainment for run in self.runs if run.policy == policy],
+                    "attainment_of_each_run": [DemoFigures.of(run, None).attainment for run in self.runs if run.policy == policy],
                     "errors": sorted({a.error for run in self.runs if run.policy == policy for a in run.answers if a.error}),
                 }
                 for policy in self.policies

@@ -13,7 +13,7 @@ from adaserve.bench.demo_terminal import Terminal, bar
 from adaserve.bench.fan import TaskFailed, fan
 from adaserve.bench.replay import Progress, ReplayFailed
 from adaserve.bench.runs import Point, Run, Runner
-from adaserve.bench.workloads import Source
+from adaserve.bench.source import WorkloadSource
 from adaserve.clock import Clock
 from adaserve.errors import AdaServeError
 
@@ -54,7 +54,7 @@ class Experiment:
     def __init__(
         self,
         *,
-        source: Source,
+        source: WorkloadSource,
         runner: Runner,
         store: Runs,
         terminal: Terminal,

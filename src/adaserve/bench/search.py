@@ -55,7 +55,7 @@ AXES: Mapping[str, Axes] = {
 
 
 @dataclass(frozen=True)
-class Trial:
+class Attempt:
     """One setting tried at one load; `kept`: it became the incumbent."""
 
     load: float
@@ -72,7 +72,7 @@ def axes_of(policy: str) -> Axes:
     return AXES[family]
 
 
-def climb(start: Constants, axes: Axes, score_at: ScoreAt, goal: float, load: float = 1.0, rounds: int = 3) -> Iterator[Trial]:
+def climb(start: Constants, axes: Axes, score_at: ScoreAt, goal: float, load: float = 1.0, rounds: int = 3) -> Iterator[Attempt]:
     """Search from `start`; yields every trial, the incumbent's own climbs included. The last one kept is the best.
 
     goal: the attainment whose load is to be maximised. load: where to look first.
@@ -80,7 +80,7 @@ def climb(start: Constants, axes: Axes, score_at: ScoreAt, goal: float, load: fl
     best, place = start, grid_index(load)
     score = score_at(best, grid_speed(place), 0.0)
     while score.attainment < goal and place > grid_index(1e-3):
-        yield Trial(grid_speed(place), best, score, True)
+        yield Attempt(grid_speed(place), best, score, True)
         place -= 1
         score = score_at(best, grid_speed(place), 0.0)
     for _ in range(rounds):
@@ -88,7 +88,7 @@ def climb(start: Constants, axes: Axes, score_at: ScoreAt, goal: float, load: fl
         for name, values in axes.items():
             for value in values:
                 while score.attainment >= goal:  # the incumbent has outgrown the load
-                    yield Trial(grid_speed(place), best, score, True)
+                    yield Attempt(grid_speed(place), best, score, True)
                     place += 1
                     score = score_at(best, grid_speed(place), 0.0)
                 if value == getattr(best, name):
@@ -99,7 +99,7 @@ def climb(start: Constants, axes: Axes, score_at: ScoreAt, goal: float, load: fl
                     continue
                 found = score_at(candidate, grid_speed(place), score.attainment)
                 kept = score < found
-                yield Trial(grid_speed(place), candidate, found, kept)
+                yield Attempt(grid_speed(place), candidate, found, kept)
                 if kept:
                     best, score = candidate, found
         if best == before:

@@ -173,6 +173,8 @@ async def _alive(http: httpx.AsyncClient) -> bool:
 
 
 async def _connect(url: str, model: str | None, key: str | None, clock: Clock) -> Peer:
+    if not url.startswith(("http://", "https://")):
+        raise InvalidConfig(f"--base-url must begin with http:// or https://, got {url!r}")
     headers = {} if key is None else {"authorization": f"Bearer {key}"}
     try:
         async with httpx.AsyncClient(base_url=url, headers=headers, timeout=PING_LIMIT, trust_env=False) as http:

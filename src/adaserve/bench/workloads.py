@@ -1,16 +1,16 @@
-"""The options that tell `bench` and `simulate` what to replay, and the workload that they describe at each point of a sweep."""
+"""The options that tell `bench` and `simulate` what to replay: a trace or drawn requests, what becomes of them, and sweeps."""
 
 import argparse
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from adaserve.bench.numbers import auto_or_positive, not_negative, positive, share
 from adaserve.bench.runs import Point
+from adaserve.bench.source import WorkloadSource
 from adaserve.errors import InvalidConfig
-from adaserve.request import SLO
 from adaserve.server.slo import parse_class
 from adaserve.workload import (
     DEMO_MIX,
@@ -21,82 +21,13 @@ from adaserve.workload import (
     generate_at,
     generate_fluctuating,
     read,
-    with_urgent_share,
 )
 
 GENERATED = "generated"
 """In place of a trace's path: a workload of the project's own, drawn anew for each seed."""
 
-PAPER_BASELINE = 0.030
-"""Seconds per token on the machine for which the paper's targets in milliseconds were chosen."""
-
 AXES = {"rate": "speed", "urgent": "urgent", "slo-scale": "slo_scale", "seed": "seed"}
 """What can be swept, and the field of Point that it is."""
-
-USUAL_URGENT = "coding"
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the workload of every point comes from.
-
-    requests(seed, seconds): the trace's requests of its first `seconds`, before anything else is done to them.
-    start: seconds of the trace that are passed over. duration: seconds in which requests are sent, at whatever speed; infinite
-        for the whole trace. stop_at_eos: outputs end where the model says so, even where the trace asks to ignore that.
-    urgent: the urgent class; None for the workload's own, by `urgent_class`. slos: targets that replace those of a class.
-    ms_scale: multiple on targets in ms; None: baseline / 30 ms. prompt_scale, output_scale: as in Workload.scale_lengths.
-    facts: how all this came about, for the report.
-    """
-
-    requests: Callable[[int, float], Workload]
-    duration: float = math.inf
-    start: float = 0.0
-    stop_at_eos: bool = False
-    urgent: str | None = None
-    slos: dict[str, SLO] = field(default_factory=dict)
-    ms_scale: float | None = 1.0
-    prompt_scale: float = 1.0
-    output_scale: float = 1.0
-    facts: dict[str, Any] = field(default_factory=dict)
-
-    def at(self, point: Point, baseline: float) -> Workload:
-        """The workload at a point, on a machine with this baseline (s/token). Raises InvalidConfig when nothing is left of it."""
-        workload = self.requests(point.seed, self.start + self.duration * point.speed).since(self.start)
-        workload = workload.stopping_at_eos() if self.stop_at_eos else workload
-        if len(workload) == 0:
-            raise InvalidConfig(f"no request arrives within {self.duration:g} s at speed {point.speed:g}: raise --duration")
-        workload = workload.with_slos(self.slos)
-        urgent = self.urgent or urgent_class(workload)
-        if urgent is not None and urgent not in workload.classes:
-            raise InvalidConfig(f"there is no class {urgent!r} in this workload, only {', '.join(workload.classes)}")
-        if urgent is None and (point.urgent is not None or point.slo_scale != 1):
-            raise InvalidConfig("no class of this workload has a TPOT target: name the urgent one with --urgent-class")
-        scale = baseline / PAPER_BASELINE if self.ms_scale is None else self.ms_scale
-        try:
-            if point.urgent is not None and urgent is not None:
-                rng = np.random.default_rng([point.seed, 1])  # the same draws at every share
-                workload = with_urgent_share(workload, urgent, point.urgent, rng)
-            workload = workload.scale_lengths(self.prompt_scale, self.output_scale).scale_ms(scale)
-            if urgent is not None:
-                workload = workload.scale_class(urgent, point.slo_scale)
-            return workload.at_speed(point.speed)
-        except ValueError as error:
-            raise InvalidConfig(str(error)) from None
-
-
-def urgent_class(workload: Workload) -> str | None:
-    """The class that the paper's urgent one is in this workload: `coding`, else the one of the strictest TPOT target.
-
-    Multiples of the baseline count as stricter than milliseconds, for they shrink with the machine. None without TPOT targets.
-    """
-    if USUAL_URGENT in workload.classes:
-        return USUAL_URGENT
-    slos = {(a.class_name, a.slo) for a in workload.arrivals if a.slo is not None}
-    for name in ("tpot_multiple", "tpot_ms"):
-        stated = [(value, class_name) for class_name, slo in slos if (value := getattr(slo, name)) is not None]
-        if stated:
-            return min(stated)[1]
-    return None
 
 
 def add_workload_options(parser: argparse.ArgumentParser) -> None:
@@ -159,16 +90,19 @@ def add_workload_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def source_from(args: argparse.Namespace) -> Source:
+def source_from(args: argparse.Namespace) -> WorkloadSource:
     """Read the trace that the options name. Raises InvalidTrace or InvalidConfig."""
-    requests, facts = _requests(args)
-    return Source(
+    requests, facts, classes = _requests(args)
+    slos = dict(parse_class(text) for text in args.slo_class)
+    if unknown := [name for name in slos if name not in classes]:
+        raise InvalidConfig(f"there is no class {unknown[0]!r} in this workload, only {', '.join(classes)}")
+    return WorkloadSource(
         requests,
         duration=args.duration,
         start=args.start,
         stop_at_eos=args.stop_at_eos,
         urgent=args.urgent_class,
-        slos=dict(parse_class(text) for text in args.slo_class),
+        slos=slos,
         ms_scale=args.ms_scale,
         prompt_scale=args.prompt_scale,
         output_scale=args.output_scale,
@@ -205,35 +139,6 @@ def points_from(args: argparse.Namespace) -> tuple[Point, ...]:
     return tuple(dict.fromkeys(points)) or (base,)
 
 
-def positive(text: str) -> float:
-    """Read a finite positive number; the type of an option."""
-    value = _float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a positive number, got {text}")
-    return value
-
-
-def not_negative(text: str) -> float:
-    """Read a finite number of at least 0; the type of an option."""
-    value = _float(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be 0 or more, got {text}")
-    return value
-
-
-def share(text: str) -> float:
-    """Read a number from 0 to 1; the type of an option."""
-    value = _float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"must be between 0 and 1, got {text}")
-    return value
-
-
-def auto_or_positive(text: str) -> float | None:
-    """Read a positive number, or `auto`, which is None; the type of an option."""
-    return None if text == "auto" else positive(text)
-
-
 def mix_of(text: str) -> Mix:
     """Read `coding=0.6,chat=0.4`; the type of an option. The classes are the project's own."""
     known = {kind.name: kind for kind in DEMO_MIX.shares}
@@ -249,23 +154,26 @@ def mix_of(text: str) -> Mix:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _requests(args: argparse.Namespace) -> tuple[Callable[[int, float], Workload], dict[str, Any]]:
-    mix = args.mix
+def _requests(args: argparse.Namespace) -> tuple[Callable[[int, float], Workload], dict[str, Any], Sequence[str]]:
+    """The requests by seed and seconds, facts about them, and the names of classes that they may have."""
+    mix, drawn = args.mix, [kind.name for kind in DEMO_MIX.shares]
     if args.trace == GENERATED:
         if math.isinf(args.duration):
             raise InvalidConfig(f"`{GENERATED}` has no end of its own: give --duration")
         if not 0 <= args.cv <= 100:
             raise InvalidConfig(f"--cv must be between 0 and 100, got {args.cv:g}")
         facts = {"trace": GENERATED, "rate": args.rate, "cv": args.cv, "fluctuate_s": args.fluctuate}
-        return lambda seed, seconds: _generated(args, seed, seconds), facts
+        return lambda seed, seconds: _generated(args, seed, seconds), facts, drawn
     trace = read(args.trace)
     facts = {"trace": str(args.trace), "format": trace.format, "digest": trace.digest}
     if args.own_prompts:
         return (
             lambda seed, seconds: generate_at([at for at in trace.times if at < seconds], mix, np.random.default_rng(seed)),
             facts,
+            drawn,
         )
-    return lambda seed, seconds: trace.requests(mix, seed, seconds), facts
+    classes = drawn if trace.workload is None else trace.workload.classes
+    return lambda seed, seconds: trace.requests(mix, seed, seconds), facts, classes
 
 
 def _generated(args: argparse.Namespace, seed: int, seconds: float) -> Workload:
@@ -285,10 +193,3 @@ def _sweep(text: str) -> tuple[str, Sequence[float | int]]:
         return AXES[axis], [read_value(value) for value in values.split(",")]
     except (argparse.ArgumentTypeError, ValueError) as error:
         raise InvalidConfig(f"--sweep {text}: {error}") from None
-
-
-def _float(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None

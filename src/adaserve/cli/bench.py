@@ -14,7 +14,9 @@ from hashlib import sha256
 from pathlib import Path
 
 from adaserve.bench.about import processor
-from adaserve.bench.workloads import Source, add_workload_options, base_point, points_from, positive, source_from
+from adaserve.bench.numbers import positive
+from adaserve.bench.source import WorkloadSource
+from adaserve.bench.workloads import add_workload_options, base_point, points_from, source_from
 from adaserve.cli.checks import check_engine
 from adaserve.cli.experiment import Stop, Subject, add_experiment_options, conduct
 from adaserve.cli.options import DEFAULTS, add_engine_options, engine_config
@@ -72,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         return conduct(args, source, _server(args, stop) if args.base_url else _engine(args, source, stop, opened), stop)
 
 
-def _engine(args: argparse.Namespace, source: Source, stop: Stop, opened: ExitStack) -> Subject:
+def _engine(args: argparse.Namespace, source: WorkloadSource, stop: Stop, opened: ExitStack) -> Subject:
     policies = list(dict.fromkeys(args.policy or [DEFAULTS.policy]))
     args.model, args.policy = args.model or DEFAULTS.model, policies[0]
     if args.record and not args.out:

@@ -1,4 +1,4 @@
-"""What can be seen to be wrong before anything slow begins: missing models, broken files, unknown policies."""
+"""What can be seen to be wrong before anything slow begins: missing models, broken files, unknown policies, no place to write."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from safetensors import SafetensorError, safe_open
 
 from adaserve.cli.options import DEFAULTS
 from adaserve.config import EngineConfig
-from adaserve.errors import InvalidModel
+from adaserve.errors import InvalidConfig, InvalidModel
 from adaserve.models.gguf_header import read_header
 from adaserve.models.registry import Format, ModelSource, resolve, resolve_draft
 
@@ -34,6 +34,18 @@ def check_engine(config: EngineConfig) -> None:
         from adaserve.policy.library import make_policy
 
         make_policy(config.policy, Constants(verify_rows=1, draft_rows=0))
+
+
+def check_writable(path: Path) -> None:
+    """Make the folder of a file that is to be written much later; raises InvalidConfig now if the file cannot be."""
+    there = path.exists()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("ab").close()
+    except OSError as error:
+        raise InvalidConfig(f"cannot write {path}: {error.strerror or error}") from error
+    if not there:
+        path.unlink()
 
 
 def check_files(source: ModelSource) -> None:

@@ -14,7 +14,8 @@ from adaserve.bench.demo_terminal import Terminal
 from adaserve.bench.experiment import Capacity, Experiment, reason
 from adaserve.bench.report import write_report
 from adaserve.bench.runs import Run, Runner, RunStore, read_runs
-from adaserve.bench.workloads import Source, base_point, points_from
+from adaserve.bench.source import WorkloadSource
+from adaserve.bench.workloads import base_point, points_from
 from adaserve.clock import WallClock, unix_time
 from adaserve.errors import InvalidConfig
 
@@ -49,7 +50,7 @@ def add_experiment_options(group: "argparse._ArgumentGroup") -> None:
     )
 
 
-def conduct(args: argparse.Namespace, source: Source, subject: Subject, stop: "Stop", jobs: int = 1) -> int:
+def conduct(args: argparse.Namespace, source: WorkloadSource, subject: Subject, stop: "Stop", jobs: int = 1) -> int:
     """Run points and searches as the options say, write the report, print it as one line; returns the exit status.
 
     jobs: processes that share the runs, where these do not disturb one another.

@@ -6,10 +6,11 @@ The engine does this by itself at the first start with a model and caches the re
 import argparse
 import sys
 from contextlib import closing
+from pathlib import Path
 
 from adaserve.build import load_parts
+from adaserve.cli.checks import check_writable
 from adaserve.cli.options import add_engine_options, engine_config
-from adaserve.errors import InvalidConfig
 from adaserve.latency import Profile
 from adaserve.tuning import machine_constants
 
@@ -27,13 +28,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print a table, save."""
+    if args.out:
+        check_writable(Path(args.out))
     with closing(load_parts(engine_config(args), lambda line: print(line, file=sys.stderr, flush=True), measure=True)) as parts:
         profile, constants = parts.profile, machine_constants(parts.config, parts.profile)
     if args.out:
-        try:
-            profile.save(args.out)
-        except OSError as error:
-            raise InvalidConfig(f"cannot write {args.out}: {error.strerror or error}") from error
+        profile.save(args.out)
     print(table(profile))
     print(f"budget from the curve: {constants.verify_rows} rows a verification pass, {constants.draft_rows} rows a draft pass")
     return 0

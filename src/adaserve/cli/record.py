@@ -16,6 +16,7 @@ from pathlib import Path
 
 from adaserve.bench.replay import prompt_tokens
 from adaserve.build import Parts, load_parts
+from adaserve.cli.checks import check_writable
 from adaserve.cli.options import add_engine_options, engine_config
 from adaserve.errors import InvalidConfig
 from adaserve.executor.acceptance import RecordedOutput, Recording, join
@@ -62,12 +63,10 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidConfig("--max-tokens and --per-class must be at least 1")
     noise = re.fullmatch(r"noise:(\d*\.?\d+)", args.draft or "")
     config = replace(engine_config(args), profile=args.profile or str(ANY_PROFILE))
+    check_writable(Path(args.out))
     with closing(load_parts(replace(config, draft="none") if noise else config, tell)) as parts:
         recording = record(args, parts, None if noise is None else float(noise[1]), tell)
-    try:
-        recording.save(args.out)
-    except OSError as error:
-        raise InvalidConfig(f"cannot write {args.out}: {error.strerror or error}") from error
+    recording.save(args.out)
     print(table(recording))
     return 0
 

@@ -96,6 +96,10 @@ def subject(args: argparse.Namespace, stop: Stop) -> Subject:
     policies = list(dict.fromkeys(args.policy or [DEFAULTS.policy]))
     overrides = Overrides(args.budget, args.depth, args.width, args.chunk_rows, Order(args.order))
     tunings = dict(_tuning(text) for text in args.tuning)
+    if unused := [name for name in tunings if name is not None and name not in policies]:
+        raise InvalidConfig(
+            f"--tuning {unused[0]}={tunings[unused[0]]} is for a policy that does not run, only {', '.join(policies)}"
+        )
     swap = dict(_swap(text, list(recording.classes)) for text in args.swap_acceptance)
 
     def constants_named(name: str) -> Constants:

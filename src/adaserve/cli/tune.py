@@ -17,6 +17,7 @@ import numpy as np
 from adaserve.bench.replay import replay, to_requests
 from adaserve.bench.tune import Trial, grid, halving, sample
 from adaserve.build import Parts, load_parts
+from adaserve.cli.checks import check_writable
 from adaserve.cli.options import add_engine_options, engine_config
 from adaserve.errors import InvalidConfig
 from adaserve.pair import tuning_path
@@ -55,13 +56,7 @@ def run(args: argparse.Namespace) -> int:
     if args.candidates < 1 or args.seconds <= 0:
         raise InvalidConfig("--candidates and --seconds must be positive")
     out = Path(args.out) if args.out else tuning_path(engine_config(args))
-    try:  # before the search, not after it
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.touch()
-    except OSError as error:
-        raise InvalidConfig(f"cannot write {out}: {error.strerror or error}") from error
-    if out.stat().st_size == 0:
-        out.unlink()
+    check_writable(out)
     with closing(load_parts(engine_config(args), tell)) as parts:
         best, record = search(args, parts, tell)
     out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

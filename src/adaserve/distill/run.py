@@ -18,7 +18,7 @@ from adaserve.distill.recipe import Recipe
 from adaserve.distill.rows import Rows, Script
 from adaserve.distill.texts import load_rows, read_texts, save_rows, write_texts
 from adaserve.distill.training import Checkpoint, Trainer
-from adaserve.distill.world import World
+from adaserve.distill.world import TrainingWorld
 from adaserve.distill.writers import BatchWriter, EngineWriter, Writer
 from adaserve.errors import InvalidConfig
 from adaserve.models.config import ModelConfig
@@ -106,7 +106,7 @@ def distill(job: Job, *, clock: Clock, say: Callable[[str], None]) -> dict[str, 
     Raises InvalidConfig, InvalidModel, ModelNotFound or InvalidTrace.
     """
     device = _device(job.device)
-    world = World.join(device)
+    world = TrainingWorld.join(device)
     speak = say if world.is_first else lambda line: None
     began = clock.now()
     source = resolve(job.model)
@@ -176,7 +176,7 @@ def _first_draft(job: Job, target: Network, weights: Mapping[str, Tensor]) -> Ne
     return make_draft(target, stored, range(count), dtype=torch.float32)
 
 
-def _writer(job: Job, target: Network, world: World, say: Callable[[str], None]) -> Writer:
+def _writer(job: Job, target: Network, world: TrainingWorld, say: Callable[[str], None]) -> Writer:
     if job.texts.writer == "batch":
         return BatchWriter(target, job.texts.at_once, job.recipe.seed + world.rank, say)
     from adaserve.llm import LLM
@@ -185,7 +185,9 @@ def _writer(job: Job, target: Network, world: World, say: Callable[[str], None])
     return EngineWriter(llm, job.recipe.seed + world.rank)
 
 
-def _rows(job: Job, tokenizer: Tokenizer, config: ModelConfig, eos_ids: tuple[int, ...], writer: Writer, world: World) -> Rows:
+def _rows(
+    job: Job, tokenizer: Tokenizer, config: ModelConfig, eos_ids: tuple[int, ...], writer: Writer, world: TrainingWorld
+) -> Rows:
     """This process's share of everything to be read."""
     texts, rng = job.texts, random.Random(f"{job.recipe.seed} {world.rank}")
     # An engine writes no further than a model's context.

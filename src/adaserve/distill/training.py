@@ -19,7 +19,7 @@ from adaserve.distill.networks import Network
 from adaserve.distill.optimizer import Optimizer, rate_at
 from adaserve.distill.recipe import Recipe
 from adaserve.distill.rows import Role, Rows
-from adaserve.distill.world import World
+from adaserve.distill.world import TrainingWorld
 from adaserve.errors import InvalidConfig, InvalidModel
 
 REPORT_EVERY = 15.0
@@ -27,7 +27,7 @@ REPORT_EVERY = 15.0
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingProgress:
     """How far training is: optimizer steps, tokens read by all devices, seconds spent in earlier and in this run."""
 
     steps: int = 0
@@ -42,7 +42,7 @@ class Checkpoint:
     path: Path
     label: str
 
-    def save(self, progress: Progress, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    def save(self, progress: TrainingProgress, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
         """Write the file; it is there entirely or not at all."""
         named = {f"weight {name}": t for name, t in weights.items()} | {f"state {name}": t for name, t in state.items()}
         whole = self.path.with_suffix(".part")
@@ -53,7 +53,7 @@ class Checkpoint:
         except (OSError, SafetensorError) as error:
             raise InvalidConfig(f"cannot write {self.path}: {error}") from error
 
-    def load(self) -> tuple[Progress, dict[str, Tensor], dict[str, Tensor]] | None:
+    def load(self) -> tuple[TrainingProgress, dict[str, Tensor], dict[str, Tensor]] | None:
         """What `save` wrote, None without a file. Raises InvalidModel for a broken file or one of another run."""
         if not self.path.exists():
             return None
@@ -61,7 +61,7 @@ class Checkpoint:
             with safe_open(self.path, framework="pt") as file:
                 facts = file.metadata()
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            progress, label = Progress(**json.loads(facts["progress"])), facts["label"]
+            progress, label = TrainingProgress(**json.loads(facts["progress"])), facts["label"]
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise InvalidModel(f"{self.path}: not a checkpoint; remove it") from error
         if label != self.label:
@@ -88,7 +88,7 @@ class Trainer:
         rows: Rows,
         recipe: Recipe,
         *,
-        world: World,
+        world: TrainingWorld,
         clock: Clock,
         say: Callable[[str], None],
         checkpoint: Checkpoint | None = None,
@@ -101,9 +101,9 @@ class Trainer:
         self._batches = _Batches(rows, recipe, target.device)
         self._memory = _Memory(recipe.remember_bytes)
         self._head = target.head[: recipe.vocabulary]
-        self.progress = Progress()
+        self.progress = TrainingProgress()
 
-    def run(self) -> Progress:
+    def run(self) -> TrainingProgress:
         """Train to the end of the recipe; returns how far it went."""
         self._resume()
         began, before = self._world.agree(self._clock.now()), self.progress.seconds
@@ -116,7 +116,7 @@ class Trainer:
             self._optimizer.step(rate_at(share, self._recipe.rate))
             distance, weights = distance + moved, weights + weight
             now = self._world.agree(self._clock.now())
-            self.progress = Progress(step + 1, self.progress.tokens + tokens, before + now - began)
+            self.progress = TrainingProgress(step + 1, self.progress.tokens + tokens, before + now - began)
             if now - reported >= REPORT_EVERY or self._share() >= 1:
                 spent = max(1e-9, now - began)
                 self._say(

@@ -9,21 +9,21 @@ from torch import Tensor, distributed
 
 
 @dataclass(frozen=True)
-class World:
+class TrainingWorld:
     """rank of this process among `size` of them. Only the first writes files and speaks."""
 
     rank: int = 0
     size: int = 1
 
     @staticmethod
-    def join(device: torch.device) -> "World":
+    def join(device: torch.device) -> "TrainingWorld":
         """Join the processes that torchrun started; a process that nobody started so is alone."""
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size == 1:
-            return World()
+            return TrainingWorld()
         if not distributed.is_initialized():
             distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        return World(distributed.get_rank(), size)
+        return TrainingWorld(distributed.get_rank(), size)
 
     @property
     def is_first(self) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from adaserve.errors import InvalidRequest, PromptTooLong
 from adaserve.models.tokenizer import Tokenizer
 from adaserve.request import Request, SamplingParams
-from adaserve.server.limits import Limits
+from adaserve.server.limits import CallLimits
 from adaserve.server.messages import Ready
 from adaserve.server.problems import Kind, Problem
 from adaserve.server.schema import ChatBody, CompletionBody, GenerationBody, MessageBody, SLOBody
@@ -35,7 +35,7 @@ class Door:
     facts: Ready
     tokenizer: Tokenizer
     slos: SLOBook
-    limits: Limits
+    limits: CallLimits
     draw_seed: Callable[[], int]
 
     def chat(self, body: ChatBody, caller: Caller) -> list[Request]:

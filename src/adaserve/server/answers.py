@@ -104,7 +104,7 @@ def _chat_logprob(token: int, logprob: float, tokenizer: Tokenizer) -> Json:
 
 
 @dataclass
-class Answer:
+class GrowingAnswer:
     """One call's answer as it grows: its choices, in order, and how its endpoint words them."""
 
     id: str

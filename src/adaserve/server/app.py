@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from adaserve.errors import AdaServeError, InvalidRequest
 from adaserve.request import Request as EngineRequest
 from adaserve.server.admission import Caller, check_model
-from adaserve.server.answers import Answer, ChatForm, Form, TextForm
+from adaserve.server.answers import ChatForm, Form, GrowingAnswer, TextForm
 from adaserve.server.auth import key_checker, key_of
 from adaserve.server.calls import Call, EventStream
 from adaserve.server.choice import Choice
@@ -181,7 +181,7 @@ def _add_generation(app: FastAPI, service: Service) -> None:
         skip = body.skip_special_tokens is not False
         choices = [Choice(item, door.tokenizer, bool(body.include_stop_str_in_output), skip) for item in requests]
         prompts = len(choices) // requests[0].sampling.n
-        answer = Answer(
+        answer = GrowingAnswer(
             caller.id, service.unix_time(), model, form, choices, door.tokenizer, prompts, service_tier=body.service_tier
         )
         call = Call(answer, service.submit(requests), service.link, service.monitor)

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from adaserve.errors import AdaServeError
-from adaserve.server.answers import Answer, Json
+from adaserve.server.answers import GrowingAnswer, Json
 from adaserve.server.choice import Piece
 from adaserve.server.engine_link import EngineLink
 from adaserve.server.limits import ABORT
@@ -28,7 +28,7 @@ LAST_WORDS = 1.0
 class Call:
     """One call's answer and the stream that feeds it. However the call ends, the engine keeps nothing of it."""
 
-    def __init__(self, answer: Answer, stream: Stream, link: EngineLink, monitor: Monitor) -> None:
+    def __init__(self, answer: GrowingAnswer, stream: Stream, link: EngineLink, monitor: Monitor) -> None:
         self.answer = answer
         self.stream = stream
         self._link = link

@@ -21,8 +21,8 @@ from adaserve.server.messages import (
     Codec,
     Configure,
     Fatal,
+    LoadingNews,
     Message,
-    Progress,
     Ready,
     StatsNews,
     StepNews,
@@ -224,7 +224,7 @@ class EngineLink:
     def _take(self, message: Message) -> None:
         if isinstance(message, StepNews):
             self._spread(message)
-        elif isinstance(message, Progress):
+        elif isinstance(message, LoadingNews):
             self._progress(message.text)
         elif isinstance(message, Ready):
             self._ready = message

@@ -23,8 +23,8 @@ from adaserve.server.messages import (
     Codec,
     Configure,
     Fatal,
+    LoadingNews,
     Message,
-    Progress,
     Ready,
     StatsNews,
     StepNews,
@@ -173,7 +173,7 @@ def main(arguments: list[str]) -> int:
         threading.Thread(target=loop.read, daemon=True).start()
         from adaserve.build import build_engine  # this is where torch is loaded
 
-        built = build_engine(first.config, lambda text: wire.send(Progress(text)))
+        built = build_engine(first.config, lambda text: wire.send(LoadingNews(text)))
         starting = False
         try:
             loop.run(built)

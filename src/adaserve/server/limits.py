@@ -26,7 +26,7 @@ _BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.DOTALL)
 
 
 @dataclass(frozen=True)
-class Limits:
+class CallLimits:
     """What one call may cost before it is understood, and while it is answered.
 
     body_bytes, body_seconds: size of a body, and how long it may take to come. json_depth: nesting of brackets.
@@ -42,7 +42,7 @@ class Limits:
     pending_tokens: int = 2048
 
 
-async def read_json(request: Request, limits: Limits) -> Any:
+async def read_json(request: Request, limits: CallLimits) -> Any:
     """Read and decode a JSON body within the limits; raises Problem."""
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json":

@@ -4,7 +4,7 @@ Frames are decoded against the types below and nothing else: no code, no pickles
 This module stays free of torch, so that the HTTP process starts in an instant.
 
     HTTP process  --Configure, Submit, Cancel-->  engine process
-                  <--Progress, Ready, StepNews, Fatal--
+              <--LoadingNews, Ready, StepNews, Fatal--
 """
 
 import struct
@@ -44,7 +44,7 @@ class Cancel(Message, frozen=True):
     id: str
 
 
-class Progress(Message, frozen=True):
+class LoadingNews(Message, frozen=True):
     """A line for the person who waits for the engine to load."""
 
     text: str
@@ -106,7 +106,7 @@ class Fatal(Message, frozen=True):
 
 
 ToEngine = Configure | Submit | Cancel
-FromEngine = Progress | Ready | StepNews | Fatal
+FromEngine = LoadingNews | Ready | StepNews | Fatal
 
 
 class Codec:

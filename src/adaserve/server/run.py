@@ -38,7 +38,7 @@ class HttpServer(uvicorn.Server):
         self._on_signal()
 
 
-class Run:
+class ServerRun:
     """One run of a server. `say` prints a line to the person who started it."""
 
     def __init__(self, engine: EngineConfig, server: ServerConfig, listener: socket.socket, say: Callable[[str], None]) -> None:
@@ -148,7 +148,7 @@ async def _run(
     say: Callable[[str], None],
     announce: Callable[[Ready], None],
 ) -> int:
-    return await Run(engine, server, listener, say).run(announce)
+    return await ServerRun(engine, server, listener, say).run(announce)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

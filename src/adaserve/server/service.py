@@ -10,7 +10,7 @@ from adaserve.models.tokenizer import Tokenizer
 from adaserve.request import Request
 from adaserve.server.admission import Door
 from adaserve.server.engine_link import EngineLink, EngineState
-from adaserve.server.limits import Limits
+from adaserve.server.limits import CallLimits
 from adaserve.server.messages import Ready
 from adaserve.server.monitor import Monitor
 from adaserve.server.problems import Kind, Problem
@@ -35,7 +35,7 @@ class ServerConfig:
     model_names: tuple[str, ...] = ()
     api_keys: tuple[str, ...] = ()
     slos: SLOBook = field(default_factory=SLOBook)
-    limits: Limits = field(default_factory=Limits)
+    limits: CallLimits = field(default_factory=CallLimits)
     running: int = 64
     waiting: int = 1024
     grace: float = 30.0
