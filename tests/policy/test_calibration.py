@@ -6,7 +6,7 @@ from hypothesis import given
 
 from adaserve.policy.plus.calibration import Calibration
 from adaserve.step import Drafted
-from adaserve.tree import CandidateTree, Source
+from adaserve.tree import CandidateTree, Source, edge_prob
 from tests.strategies import candidate_trees
 
 
@@ -56,7 +56,7 @@ def test_sources_are_told_apart() -> None:
 
 
 def test_a_draft_is_believed_before_anything_was_seen() -> None:
-    said = [0.15, 0.25, 0.5, 0.75]
+    said = [0.75, 0.5, 0.25, 0.15]
     np.testing.assert_allclose(Calibration()(star(said))[0], said, atol=0.05)
 
 
@@ -80,3 +80,56 @@ def test_a_second_choice_is_not_a_first_one() -> None:
         calibration.learn(pair)
     first, second = calibration(star([0.45, 0.45]))[0].tolist()
     assert first > 0.85 and second < 0.15
+
+
+def pair_of_children(said: tuple[float, float], sources: tuple[Source, Source]) -> CandidateTree:
+    """One request whose root has two children."""
+    ids = torch.zeros(1, 2, dtype=torch.int64)
+    source = torch.tensor([[int(s) for s in sources]])
+    return CandidateTree(torch.tensor([[0, 1]]), ids - 1, ids + 1, torch.tensor([said], dtype=torch.float64), source)
+
+
+def test_no_later_child_is_believed_more_than_the_first() -> None:
+    """First children never come, second ones always: the first is verified before the second all the same."""
+    seen = Drafted((0, 0), (1, 1), (0, 0), (0.45, 0.45), (0.45, 0.45), (True, True), (False, True))
+    calibration = Calibration()
+    for _ in range(320):
+        calibration.learn(seen)
+    first, second = calibration(star([0.45, 0.45]))[0].tolist()
+    assert second == first < 0.15
+    assert calibration.edges(seen) == [first, second]
+
+
+def test_a_child_of_look_up_is_not_a_later_one() -> None:
+    """Verified without the model's child or beside it, it is counted and looked up in the same cell, and not held back."""
+    alone = Drafted((0,), (1,), (int(Source.NGRAM),), (0.45,), (0.45,), (True,), (True,))
+    calibration = Calibration()
+    for _ in range(320):
+        calibration.learn(alone)
+    model, lookup = calibration(pair_of_children((0.45, 0.45), (Source.MODEL, Source.NGRAM)))[0].tolist()
+    assert lookup > 0.85 and abs(model - 0.45) < 1e-6
+    both = Drafted((0, 0), (1, 1), (0, 1), (0.45, 0.45), (0.45, 0.45), (True, True), (False, True))
+    assert calibration.edges(both) == [model, lookup]
+    first, second = calibration(pair_of_children((0.45, 0.30), (Source.NGRAM, Source.MODEL)))[0].tolist()
+    assert first > 0.85 and abs(second - calibration(star([0.30]))[0, 0]) < 1e-9, "the model's own first child stays a first one"
+
+
+@given(candidates=candidate_trees())
+def test_verified_nodes_and_candidates_are_looked_up_alike(candidates: CandidateTree) -> None:
+    """If all are verified, what is expected of the one is what was expected of the other."""
+    calibration = Calibration()
+    for drafted in steps(np.random.default_rng(3), 32, lambda p: p**3):
+        calibration.learn(drafted)
+    edge, f = edge_prob(candidates), calibration(candidates)
+    for i in range(f.shape[0]):
+        column = (candidates.path_prob[i] > 0).nonzero()[:, 0]
+        parent, depth = candidates.parent[i][column], candidates.depth[i][column]
+        before = torch.where(parent >= 0, candidates.path_prob[i][parent], 1.0)
+        families = {(p, d) for p, d in zip(before.tolist(), depth.tolist(), strict=True)}
+        if len(families) < len(set(parent.tolist())):
+            continue  # two parents of one depth and equal f cannot be told apart from outside
+        zeros, yes = (0,) * len(column), (True,) * len(column)
+        seen = (depth, candidates.source[i][column], candidates.path_prob[i][column], edge[i][column])
+        found = calibration.edges(Drafted(zeros, *(tuple(x.tolist()) for x in seen), yes, yes))
+        above = torch.where(parent >= 0, f[i][parent], 1.0)
+        np.testing.assert_allclose(found, f[i][column] / above, rtol=1e-6)

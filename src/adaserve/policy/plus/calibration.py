@@ -4,7 +4,9 @@ A table of cells, by source, depth (1, 2, 3 and more), whether it is its parent'
 probability: a second choice of 0.3 is not what a first choice of 0.3 is. Only children whose parent was
 accepted were put to the test, so only they are counted: the others would count as refused for their parent's sake. What a cell
 has seen fades, and weighs against a prior that believes the draft. Within a row the estimates are pooled where they would fall
-with the probability, so that the order of siblings stays the draft's own.
+with the probability, and no later child is believed more than the first one, so that the order of siblings stays the draft's own
+and the first child is verified whenever a later one is: which of the verified nodes were first children is then plain to see.
+Look-up proposes one child at most: it stands for itself, whatever the draft model proposes beside it.
 """
 
 from bisect import bisect_left
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from adaserve.policy.plus.host import calibrated, later_children
+from adaserve.policy.plus.host import calibrated, first_sibling, interpolated
 from adaserve.step import Drafted
 from adaserve.tree import CandidateTree, Source, edge_prob
 
@@ -57,16 +59,35 @@ class Calibration:
         tried *= FADE
         kept *= FADE
         nodes = zip(
-            drafted.source, drafted.depth, drafted.edge_prob, drafted.reached, drafted.accepted, _later(drafted), strict=True
+            drafted.source,
+            drafted.depth,
+            drafted.edge_prob,
+            drafted.reached,
+            drafted.accepted,
+            _first_siblings(drafted),
+            strict=True,
         )
-        for source, depth, prob, reached, accepted, later in nodes:
+        for mine, (source, depth, prob, reached, accepted, first) in enumerate(nodes):
             if reached:
-                cell = (source * DEPTHS + min(max(depth, 1), DEPTHS) - 1) * BIRTHS + later, bisect_left(EDGES, prob)
+                row = (source * DEPTHS + min(max(depth, 1), DEPTHS) - 1) * BIRTHS + (first != mine)
+                cell = row, bisect_left(EDGES, prob)
                 tried[cell] += 1.0
                 kept[cell] += accepted
         self._steps += 1
         if self._steps % REFIT == 0:
             self._refit()
+
+    def edges(self, drafted: Drafted) -> list[float]:
+        """What it expects of verified nodes, each given its parent, [m]."""
+        if not drafted.depth:
+            return []
+        depth = np.array(drafted.depth).clip(1, DEPTHS)
+        first = _first_siblings(drafted)
+        later = [index != mine for mine, index in enumerate(first)]
+        row = (np.array(drafted.source) * DEPTHS + depth - 1) * BIRTHS + later  # [m]
+        edge = interpolated(np.array(drafted.edge_prob), row, self._points, self._estimate.numpy())
+        found: list[float] = np.minimum(edge, edge[first]).tolist()
+        return found
 
     def __call__(self, candidates: CandidateTree) -> Tensor:
         """f of every candidate: the product of the estimates along its path, [n, N] float64; 0 for padding."""
@@ -74,22 +95,27 @@ class Calibration:
 
     def on_host(self, candidates: CandidateTree) -> Tensor:
         """The same in arrays, for candidates in the host's memory."""
-        prob, parent = candidates.path_prob.numpy(), candidates.parent.numpy()
+        prob, parent, source = candidates.path_prob.numpy(), candidates.parent.numpy(), candidates.source.numpy()
         depth = candidates.depth.numpy().clip(1, DEPTHS)
-        row = (candidates.source.numpy() * DEPTHS + depth - 1) * BIRTHS + later_children(prob, parent)  # [n, N]
-        return torch.from_numpy(calibrated(prob, parent, row, self._points, self._estimate.numpy()))
+        column = np.arange(parent.shape[1])
+        first = np.where(source != Source.MODEL, column, first_sibling(prob, parent, source != Source.NGRAM))  # [n, N]
+        row = (source * DEPTHS + depth - 1) * BIRTHS + (first < column)  # [n, N]
+        return torch.from_numpy(calibrated(prob, parent, row, first, self._points, self._estimate.numpy()))
 
     def on_device(self, candidates: CandidateTree) -> Tensor:
         """The same in tensors, wherever they are."""
         said = edge_prob(candidates)  # [n, N]
         points, estimate = self._on(said.device)
-        row = _row(candidates.source, candidates.depth, _later_children(candidates))  # [n, N]
+        column = torch.arange(said.shape[1], device=said.device)  # [N]
+        first = _first_sibling(candidates)  # [n, N]
+        depth = candidates.depth.clamp(min=1, max=DEPTHS)
+        row = (candidates.source * DEPTHS + depth - 1) * BIRTHS + (first < column)  # [n, N]
         left = (torch.bucketize(said, points, right=True) - 1).clamp(0, points.shape[0] - 2)  # [n, N]
         below = row * points.shape[0] + left
         low, high = estimate[below], estimate[below + 1]
-        edge = low + (high - low) * (said - points[left]) / (points[left + 1] - points[left])
-        edge = torch.where(candidates.path_prob > 0, edge.clamp(1e-6, 1.0), 0.0)
-        return _along_paths(edge, candidates.parent)
+        edge = (low + (high - low) * (said - points[left]) / (points[left + 1] - points[left])).clamp(1e-6, 1.0)  # [n, N]
+        edge = edge.minimum(pad(edge, (0, 1), value=1.0).gather(1, first))
+        return _along_paths(torch.where(candidates.path_prob > 0, edge, 0.0), candidates.parent)
 
     def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """What the draft says [cells + 2] and the estimates for it [rows * (cells + 2)] on a device, always the same tensors."""
@@ -141,33 +167,37 @@ class Calibration:
 
 def _layout() -> dict[str, object]:
     """The cells, as a file has them."""
-    return {"edges": list(EDGES), "depths": DEPTHS, "births": BIRTHS, "sources": [source.name for source in Source], "version": 1}
+    return {"edges": list(EDGES), "depths": DEPTHS, "births": BIRTHS, "sources": [source.name for source in Source], "version": 2}
 
 
-def _row(source: Tensor, depth: Tensor, later: Tensor) -> Tensor:
-    """Rows of the table for nodes."""
-    return (source * DEPTHS + depth.clamp(min=1, max=DEPTHS) - 1) * BIRTHS + later
+def _first_siblings(drafted: Drafted) -> list[int]:
+    """The index of each verified node's first sibling that was verified; its own where there is none, and where look-up agreed.
+
+    Siblings are known by their request, their depth and their parent's f.
+    """
+    seen: dict[tuple[int, int, float], int] = {}
+    first = []
+    nodes = zip(drafted.request, drafted.depth, drafted.path_prob, drafted.edge_prob, drafted.source, strict=True)
+    for mine, (request, depth, path, edge, source) in enumerate(nodes):
+        if source == Source.NGRAM:
+            first.append(mine)
+            continue
+        eldest = seen.setdefault((request, depth, round(path / edge, 9) if edge else 0.0), mine)
+        first.append(eldest if source == Source.MODEL else mine)
+    return first
 
 
-def _later(drafted: Drafted) -> list[bool]:
-    """Which verified nodes had a sibling before them. Siblings are known by their request, their depth and their parent's f."""
-    seen: set[tuple[int, int, float]] = set()
-    later = []
-    for request, depth, path, edge in zip(drafted.request, drafted.depth, drafted.path_prob, drafted.edge_prob, strict=True):
-        parent = (request, depth, round(path / edge, 9) if edge else 0.0)
-        later.append(parent in seen)
-        seen.add(parent)
-    return later
+def _first_sibling(candidates: CandidateTree) -> Tensor:
+    """The column of each candidate's first sibling, itself included, [n, N]; its own for what look-up proposed.
 
-
-def _later_children(candidates: CandidateTree) -> Tensor:
-    """Which candidates have a sibling in an earlier column, [n, N]; padding is nobody's sibling."""
+    Padding and what look-up alone proposed are nobody's siblings.
+    """
     n, columns = candidates.parent.shape
     column = torch.arange(columns, device=candidates.parent.device).expand(n, -1)  # [n, N]
-    real = torch.where(candidates.path_prob > 0, column, columns)
+    counted = torch.where((candidates.path_prob > 0) & (candidates.source != Source.NGRAM), column, columns)
     parent = candidates.parent + 1
-    first = torch.full((n, columns + 1), columns, device=column.device).scatter_reduce_(1, parent, real, "amin")  # [n, 1 + N]
-    return first.gather(1, parent) < column
+    first = torch.full((n, columns + 1), columns, device=column.device).scatter_reduce_(1, parent, counted, "amin")  # [n, 1 + N]
+    return torch.where(candidates.source != Source.MODEL, column, first.gather(1, parent))
 
 
 def _along_paths(edge: Tensor, parent: Tensor) -> Tensor:

@@ -14,20 +14,32 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 
-def later_children(path_prob: Floats, parent: Ints) -> Bools:
-    """Which candidates have a sibling in an earlier column, [n, N]; padding is nobody's sibling."""
+def first_sibling(path_prob: Floats, parent: Ints, counted: Bools) -> Ints:
+    """The column of each candidate's first sibling that is `counted` [n, N], itself included, [n, N]; N where there is none.
+
+    Padding is nobody's sibling.
+    """
     n, columns = parent.shape
-    row, column = (path_prob > 0).nonzero()  # [m], in rising order
+    row, column = ((path_prob > 0) & counted).nonzero()  # [m], in rising order
     first = np.full((n, columns + 1), columns)  # by parent, the root's children at 0
     first[row[::-1], parent[row, column][::-1] + 1] = column[::-1]  # of several the last one written stays: the first column
-    found: Bools = np.take_along_axis(first, parent + 1, 1) < np.arange(columns)
+    found: Ints = np.take_along_axis(first, parent + 1, 1)
     return found
 
 
-def calibrated(path_prob: Floats, parent: Ints, row: Ints, points: Floats, estimate: Floats) -> Floats:
+def interpolated(said: Floats, row: Ints, points: Floats, estimate: Floats) -> Floats:
+    """The table's estimates for what the draft said; said and row of any shape. points [P], rising; estimate [rows, P]."""
+    left = np.clip(np.searchsorted(points, said, side="right") - 1, 0, len(points) - 2)
+    low, high = estimate[row, left], estimate[row, left + 1]
+    edge: Floats = np.clip(low + (high - low) * (said - points[left]) / (points[left + 1] - points[left]), 1e-6, 1.0)
+    return edge
+
+
+def calibrated(path_prob: Floats, parent: Ints, row: Ints, first: Ints, points: Floats, estimate: Floats) -> Floats:
     """f of every candidate, the product of the estimates along its path, [n, N]; 0 for padding.
 
     row [n, N]: each candidate's row of the table. points [P], rising: where the table's columns stand. estimate [rows, P].
+    first [n, N]: the column of a sibling that a candidate is not believed more than; N for none.
     """
     n, columns = parent.shape
     above = np.zeros((n, columns + 1), dtype=np.int64)  # [n, 1 + N], the root's parent is itself
@@ -36,10 +48,10 @@ def calibrated(path_prob: Floats, parent: Ints, row: Ints, points: Floats, estim
     prob[:, 1:] = path_prob
     real = path_prob > 0
     said = np.divide(path_prob, np.take_along_axis(prob, above[:, 1:], 1), out=np.zeros((n, columns)), where=real)  # [n, N]
-    left = np.clip(np.searchsorted(points, said, side="right") - 1, 0, len(points) - 2)  # [n, N]
-    low, high = estimate[row, left], estimate[row, left + 1]
-    edge = low + (high - low) * (said - points[left]) / (points[left + 1] - points[left])
-    prob[:, 1:] = np.where(real, np.clip(edge, 1e-6, 1.0), 0.0)
+    edge = np.ones((n, columns + 1))  # [n, N + 1], the last is nobody's
+    edge[:, :-1] = interpolated(said, row, points, estimate)
+    bound = np.minimum(edge[:, :-1], np.take_along_axis(edge, first, 1))  # [n, N]
+    prob[:, 1:] = np.where(real, bound, 0.0)
     for _ in range(columns.bit_length()):
         prob = prob * np.take_along_axis(prob, above, 1)
         above = np.take_along_axis(above, above, 1)
