@@ -50,7 +50,6 @@ ABLATIONS = ("adaserve+", *(WITHOUT + part.name for part in fields(PlusParts) if
 FIXED = ("continuous", "spec:1", "spec:2", "spec:3", "spec:4", "spec:6", "spec:8")
 SWAP = {"coding": "chat", "chat": "coding"}
 GOALS = (0.95, 0.99)
-Capacities = dict[float, dict[str, float | None]]
 
 
 @dataclass(frozen=True)

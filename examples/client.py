@@ -11,6 +11,7 @@ stream = client.chat.completions.create(
     model="demo",
     messages=[{"role": "user", "content": "Give me three tips for a first garden."}],
     max_tokens=120,
+    temperature=0,
     stream=True,
     stream_options={"include_usage": True},
     extra_body={"slo": {"tpot_ms": 50, "ttft_ms": 1000}},

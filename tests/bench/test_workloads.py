@@ -10,7 +10,7 @@ import pytest
 
 from adaserve.bench.runs import Point
 from adaserve.bench.source import urgent_class
-from adaserve.bench.workloads import add_workload_options, base_point, points_from, source_from, workload_from
+from adaserve.bench.workloads import add_workload_options, base_point, points_from, source_from
 from adaserve.errors import InvalidConfig, InvalidTrace
 from adaserve.request import SLO
 from adaserve.workload import Arrival, Workload
@@ -45,7 +45,8 @@ def parse(*arguments: str) -> argparse.Namespace:
 
 
 def workload(*arguments: str) -> Workload:
-    return workload_from(parse(*arguments), BASELINE)
+    args = parse(*arguments)
+    return source_from(args).at(base_point(args), BASELINE)
 
 
 def targets(found: Workload) -> dict[str, SLO | None]:

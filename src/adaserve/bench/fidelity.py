@@ -48,11 +48,6 @@ class Fidelity:
         return tuple((s.tpot_p50_ms or 0.0) / (r.tpot_p50_ms or 1.0) - 1 for r, s in zip(self.real, self.simulated, strict=True))
 
     @property
-    def attainment_error(self) -> float:
-        """The mean of the errors: what is left when the machine's moods cancel out."""
-        return fmean(self.attainment_errors)
-
-    @property
     def tpot_error(self) -> float:
         """The mean of the errors."""
         return fmean(self.tpot_errors)

@@ -122,11 +122,6 @@ def source_from(args: argparse.Namespace) -> WorkloadSource:
     )
 
 
-def workload_from(args: argparse.Namespace, baseline: float) -> Workload:
-    """The one workload that the options describe, sweeps aside. Raises InvalidTrace or InvalidConfig."""
-    return source_from(args).at(base_point(args), baseline)
-
-
 def base_point(args: argparse.Namespace) -> Point:
     """The point that the options themselves describe. `--seed` is an option of the command's."""
     return Point(args.speed, args.urgent, args.slo_scale, args.seed)

@@ -94,7 +94,8 @@ def run(args: argparse.Namespace) -> int:
     def announce(facts: "Ready") -> None:
         say(f"serving {facts.description}")
         say(f"ready at {url} (stop with Ctrl-C); try:")
-        body = {"model": server.model_names[0], "prompt": "def fibonacci(n):", "max_tokens": 32, "slo": {"tpot_ms": 50}}
+        wanted = {"prompt": "def fibonacci(n):", "max_tokens": 32, "temperature": 0, "slo": {"tpot_ms": 50}}
+        body = {"model": server.model_names[0], **wanted}
         key = " -H 'authorization: Bearer KEY'" if server.api_keys else ""
         say(f"  curl {url}/v1/completions -H 'content-type: application/json'{key} -d '{json.dumps(body)}'")
 
@@ -123,5 +124,5 @@ def listen(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=1024)
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+        reason = (getattr(error, "strerror", None) or str(error)).partition(" (while")[0]  # what follows repeats host and port
         raise InvalidConfig(f"cannot listen on {host}:{port}: {reason}; choose another --port") from None

@@ -74,11 +74,6 @@ class Service:
         self._door = Door(facts, tokenizer, self.config.slos, self.config.limits, self._draw_seed)
 
     @property
-    def is_ready(self) -> bool:
-        """Whether calls are taken."""
-        return self._door is not None and not self.stopping and self.link.state is EngineState.READY
-
-    @property
     def door(self) -> Door:
         """The door; raises Problem while the server loads, after it was told to stop, and when its engine has died."""
         if self.link.state is EngineState.FAILED:

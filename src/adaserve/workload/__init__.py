@@ -2,6 +2,7 @@
 
 from adaserve.workload.classes import DEMO_MIX, Mix, RequestClass
 from adaserve.workload.generate import generate, generate_at, generate_fluctuating
+from adaserve.workload.jsonl import write_jsonl
 from adaserve.workload.read import Trace, read
 from adaserve.workload.redraw import with_urgent_share
 from adaserve.workload.trace import read_trace
@@ -20,4 +21,5 @@ __all__ = [
     "read",
     "read_trace",
     "with_urgent_share",
+    "write_jsonl",
 ]

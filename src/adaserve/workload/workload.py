@@ -82,12 +82,6 @@ class Workload:
             )
         )
 
-    def scale_multiples(self, factor: float) -> "Workload":
-        """Targets given as multiples of the baseline times `factor`: the paper's SLO scale (its Figure 11)."""
-        return self._with_slo(
-            lambda slo: replace(slo, tpot_multiple=None if slo.tpot_multiple is None else slo.tpot_multiple * factor)
-        )
-
     def scale_class(self, name: str, factor: float) -> "Workload":
         """TPOT targets of one class times `factor`, however they are stated."""
         scaled = Workload(tuple(arrival for arrival in self.arrivals if arrival.class_name == name))._with_slo(
