@@ -103,6 +103,8 @@ class LLM:
 
     def _requests(self, prompt: Prompt, params: SamplingParams, slo: SLO | None) -> list[Request]:
         """The requests of one prompt, one a choice."""
+        if not isinstance(prompt, str) and not (isinstance(prompt, Sequence) and all(isinstance(one, int) for one in prompt)):
+            raise InvalidRequest("a prompt is a text or a list of token ids", "prompt")
         ids = tuple(self.built.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
         if not ids:
             raise InvalidRequest("the prompt has no tokens", "prompt")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from adaserve.distill.writers import attend
+from adaserve.distill.lockstep import attend
 from tests.devices import DEVICE, needs_triton
 
 

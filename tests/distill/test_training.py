@@ -9,11 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaserve.clock import VirtualClock
+from adaserve.distill.batches import Batches
+from adaserve.distill.checkpoint import Checkpoint
 from adaserve.distill.networks import Network, load_network, make_draft
 from adaserve.distill.optimizer import rate_at
 from adaserve.distill.recipe import Recipe
 from adaserve.distill.rows import Role, Rows
-from adaserve.distill.training import Checkpoint, Trainer, _Batches
+from adaserve.distill.training import Trainer
 from adaserve.distill.world import TrainingWorld
 from adaserve.errors import InvalidModel
 from adaserve.models.random import noisy_copy, random_weights, tiny_config
@@ -111,7 +113,7 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
 @given(micro=st.integers(1, 200), batch=st.integers(1, 400), processes=st.integers(1, 3), steps=st.integers(0, 5))
 def test_every_epoch_reads_every_row_once(micro: int, batch: int, processes: int, steps: int) -> None:
     rows = some_rows()
-    batches = _Batches(rows, replace(RECIPE, micro_tokens=micro, batch_tokens=batch), CPU)
+    batches = Batches(rows, replace(RECIPE, micro_tokens=micro, batch_tokens=batch), CPU)
     groups = batches._groups
     assert sorted(row for group in groups for row in group) == list(range(len(rows)))
     sizes = (rows.role != Role.PADDING).sum(1)

@@ -7,9 +7,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from adaserve.distill.batch_writer import BatchWriter, draw
 from adaserve.distill.networks import load_network
 from adaserve.distill.rows import Role, Rows, Script, Turn
-from adaserve.distill.writers import BatchWriter, EngineWriter, _draw
+from adaserve.distill.writers import EngineWriter
 from adaserve.llm import LLM
 from adaserve.models.load import open_model
 from adaserve.models.registry import resolve
@@ -99,7 +100,7 @@ def test_draws_follow_the_temperature() -> None:
     """A thousand draws at temperature 2 have the tempered distribution; at 0 the likeliest token comes."""
     scores = torch.tensor([1.0, 3.0, 0.0]).repeat(4000, 1)
     temperature = torch.tensor([2.0, 0.0]).repeat(2000)
-    drawn = _draw(scores.clone(), temperature, torch.Generator().manual_seed(0))
+    drawn = draw(scores.clone(), temperature, torch.Generator().manual_seed(0))
     assert (drawn[1::2] == 1).all()
     share = drawn[::2].bincount(minlength=3) / 2000
     torch.testing.assert_close(share, (scores[0] / 2).softmax(-1), atol=0.04, rtol=0)

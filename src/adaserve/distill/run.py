@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from adaserve.clock import Clock
+from adaserve.distill.batch_writer import BatchWriter
+from adaserve.distill.checkpoint import Checkpoint
 from adaserve.distill.evaluation import Quality, evaluation_rows, qualities, record
 from adaserve.distill.networks import Network, load_network, make_draft, spread_layers
 from adaserve.distill.openings import SOURCE, SUMMARY, Openings, library_functions, library_source, prompt_scripts, raw_rows
@@ -17,9 +19,9 @@ from adaserve.distill.output import write_draft
 from adaserve.distill.recipe import Recipe
 from adaserve.distill.rows import Rows, Script
 from adaserve.distill.texts import load_rows, read_texts, save_rows, write_texts
-from adaserve.distill.training import Checkpoint, Trainer
+from adaserve.distill.training import Trainer
 from adaserve.distill.world import TrainingWorld
-from adaserve.distill.writers import BatchWriter, EngineWriter, Writer
+from adaserve.distill.writers import EngineWriter, Writer
 from adaserve.errors import InvalidConfig
 from adaserve.models.config import ModelConfig
 from adaserve.models.int8 import Int8Weights

@@ -1,78 +1,22 @@
 """The training loop: rows in, a better draft out."""
 
-import itertools
-import json
-import math
-import random
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from adaserve.clock import Clock
+from adaserve.distill.batches import Batches
+from adaserve.distill.checkpoint import Checkpoint, TrainingProgress
 from adaserve.distill.gradient import pull
 from adaserve.distill.networks import Network
 from adaserve.distill.optimizer import Optimizer, rate_at
 from adaserve.distill.recipe import Recipe
-from adaserve.distill.rows import Role, Rows
+from adaserve.distill.rows import Rows
 from adaserve.distill.world import TrainingWorld
-from adaserve.errors import InvalidConfig, InvalidModel
 
 REPORT_EVERY = 15.0
 """Seconds between lines of progress."""
-
-
-@dataclass(frozen=True)
-class TrainingProgress:
-    """How far training is: optimizer steps, tokens read by all devices, seconds spent in earlier and in this run."""
-
-    steps: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A file that holds progress, weights and optimizer state, as plain tensors. label: the run that it belongs to."""
-
-    path: Path
-    label: str
-
-    def save(self, progress: TrainingProgress, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-        """Write the file; it is there entirely or not at all."""
-        named = {f"weight {name}": t for name, t in weights.items()} | {f"state {name}": t for name, t in state.items()}
-        whole = self.path.with_suffix(".part")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(named, whole, metadata={"progress": json.dumps(vars(progress)), "label": self.label})
-            whole.replace(self.path)
-        except (OSError, SafetensorError) as error:
-            raise InvalidConfig(f"cannot write {self.path}: {error}") from error
-
-    def load(self) -> tuple[TrainingProgress, dict[str, Tensor], dict[str, Tensor]] | None:
-        """What `save` wrote, None without a file. Raises InvalidModel for a broken file or one of another run."""
-        if not self.path.exists():
-            return None
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                facts = file.metadata()
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            progress, label = TrainingProgress(**json.loads(facts["progress"])), facts["label"]
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise InvalidModel(f"{self.path}: not a checkpoint; remove it") from error
-        if label != self.label:
-            raise InvalidModel(
-                f"{self.path}: from a run with other options; remove it, repeat those options, or use another --out"
-            )
-        parts = {"weight": {}, "state": {}}  # type: dict[str, dict[str, Tensor]]
-        for name, tensor in tensors.items():
-            part, _, key = name.partition(" ")
-            parts[part][key] = tensor
-        return progress, parts["weight"], parts["state"]
 
 
 class Trainer:
@@ -98,7 +42,7 @@ class Trainer:
         self._clock, self._say, self._checkpoint, self._checkpoint_every = clock, say, checkpoint, checkpoint_every
         self._parameters = dict(draft.body.named_parameters())
         self._optimizer = Optimizer(self._parameters, recipe)
-        self._batches = _Batches(rows, recipe, target.device)
+        self._batches = Batches(rows, recipe, target.device)
         self._memory = _Memory(recipe.remember_bytes)
         self._head = target.head[: recipe.vocabulary]
         self.progress = TrainingProgress()
@@ -179,63 +123,6 @@ class Trainer:
                 parameter.copy_(weights[name])
         self._optimizer.restore(state)
         self._say(f"resumed at step {self.progress.steps}")
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """token [n, T]; at [n, T]: positions that count; weight [m] of each; tokens: how many are no padding."""
-
-    token: Tensor
-    at: Tensor
-    weight: Tensor
-    tokens: Tensor
-
-
-class _Batches:
-    """Rows in fixed groups of about micro_tokens, in an order that is shuffled anew each epoch.
-
-    Fixed, so that the target's states can be remembered by number. Rows of like length stand together.
-    """
-
-    def __init__(self, rows: Rows, recipe: Recipe, device: torch.device) -> None:
-        size = (rows.role != Role.PADDING).sum(1).tolist()  # [rows]
-        shuffled = list(range(len(rows)))
-        random.Random(recipe.seed).shuffle(shuffled)
-        ordered = sorted(shuffled, key=lambda row: -(size[row] // 64))
-        self._groups: list[list[int]] = []
-        lengths: list[int] = []
-        for row in ordered:
-            longest = max(lengths[-1], size[row]) if lengths else 0
-            if not self._groups or (len(self._groups[-1]) + 1) * longest > recipe.micro_tokens:
-                self._groups.append([])
-                lengths.append(0)
-            self._groups[-1].append(row)
-            lengths[-1] = max(lengths[-1], size[row])
-        on_device = Rows(rows.token.to(device), rows.role.to(device), rows.kind)
-        self._rows, self._lengths, self._recipe, self._device = on_device, lengths, recipe, device
-
-    def __getitem__(self, number: int) -> _Batch:
-        rows = self._rows.take(self._groups[number])
-        token = rows.token[:, : self._lengths[number]].long()  # [n, T]
-        role = rows.role[:, : self._lengths[number]]  # [n, T]
-        weight = torch.zeros(role.shape, device=self._device)  # [n, T]: of the prediction made *at* a position, the next token's
-        weight[:, :-1] = (role[:, 1:] == Role.ANSWER).float() + (role[:, 1:] == Role.GIVEN).float() * self._recipe.given
-        at = weight > 0
-        return _Batch(token, at, weight[at], (role != Role.PADDING).sum())
-
-    def order(self, processes: int, steps: int) -> Iterator[list[int]]:
-        """Groups of every step, from the given step on; every process has rows of its own."""
-        each = math.ceil(self._recipe.batch_tokens / (self._recipe.micro_tokens * processes))
-        epoch = 0
-        waiting: list[int] = []
-        for step in itertools.count():
-            while len(waiting) < each:
-                fresh = list(range(len(self._groups)))
-                random.Random(f"{self._recipe.seed} {epoch}").shuffle(fresh)
-                waiting, epoch = waiting + fresh, epoch + 1
-            taken, waiting = waiting[:each], waiting[each:]
-            if step >= steps:
-                yield taken
 
 
 class _Memory:
