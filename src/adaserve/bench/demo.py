@@ -5,27 +5,27 @@ articles to summarise, with targets of 1.2, 1.8 and 5 times the machine's baseli
 continuous batching runs about ten requests at once: enough sharing that its one speed for all is too slow for some.
 """
 
-import argparse
 import asyncio
 import json
-import math
-import shlex
 import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
 
 from adaserve.bench.demo_client import Client, Tally, closed_loop, open_loop
+from adaserve.bench.demo_options import Options, parse
 from adaserve.bench.demo_report import DemoReport, DemoRun, show
 from adaserve.bench.demo_server import DemoServer
 from adaserve.bench.demo_terminal import Terminal, Wrap, bar
 from adaserve.clock import Clock, WallClock
 from adaserve.errors import AdaServeError
+from adaserve.policy.adaptive import Constants
+from adaserve.policy.library import make_policy
 from adaserve.request import SLO
 from adaserve.workload import DEMO_MIX, Arrival, Workload, generate
 from adaserve.workload.classes import CHAT
@@ -34,30 +34,12 @@ T = TypeVar("T")
 
 PILOT_SECONDS = 15.0
 PILOT_POLICY = "continuous"
-PILOT_RUNNING = 10
 WARM_UP = 3
+WRONG_USE = 2
 STOPPED = 130
 """Exit status after Ctrl-C, as shells have it."""
 
 SHOWN_PROMPT = "Explain in a few sentences why the sky looks blue during the day and red at sunset."
-
-
-@dataclass(frozen=True)
-class Options:
-    """What to run. rate: requests per second, None to find it by a pilot. cv: burstiness of arrivals, 1 is Poisson.
-
-    running: how many requests the pilot keeps in flight. serve: further options of every `adaserve serve`.
-    """
-
-    policies: tuple[str, ...]
-    duration: float
-    rate: float | None
-    repeats: int
-    seed: int
-    cv: float
-    as_json: bool
-    running: int = PILOT_RUNNING
-    serve: tuple[str, ...] = ()
 
 
 class Stopped(Exception):
@@ -210,45 +192,6 @@ class Demo:
             terminal.say(terminal.dim(f"  ({answer.result.output_tokens} tokens, {tpot * 1e3:.1f} ms per token)"))
 
 
-def parse(arguments: Sequence[str] | None) -> Options:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m adaserve.bench.demo",
-        description="Serve the demo pair under several policies, send each the same mixed requests, compare.",
-        epilog="Example: python -m adaserve.bench.demo --duration 30 --policies continuous,adaserve --repeats 3",
-    )
-    parser.add_argument("--policies", default="continuous,spec:2,adaserve", help="comma-separated (default: %(default)s)")
-    parser.add_argument(
-        "--duration", type=_positive, default=60.0, help="seconds of requests for each run (default: %(default)g)"
-    )
-    parser.add_argument("--rate", type=_positive, help="requests per second (default: found by a pilot)")
-    parser.add_argument(
-        "--running",
-        type=int,
-        default=PILOT_RUNNING,
-        help="without --rate: requests that the pilot keeps running (default: %(default)s)",
-    )
-    parser.add_argument("--repeats", type=int, default=1, help="runs of each policy; tables show medians (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of arrivals and prompts (default: %(default)s)")
-    parser.add_argument("--cv", type=_positive, default=1.0, help="burstiness of arrivals, 1 is Poisson (default: %(default)g)")
-    parser.add_argument("--serve", type=shlex.split, default=[], metavar="OPTIONS", help="further options of `adaserve serve`")
-    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout, everything else on stderr")
-    given = parser.parse_args(arguments)
-    policies = tuple(name.strip() for name in given.policies.split(",") if name.strip())
-    if not policies or given.repeats < 1 or given.running < 1 or given.seed < 0:
-        parser.error("there must be at least one policy, one run and one request running, and the seed must not be negative")
-    return Options(
-        policies, given.duration, given.rate, given.repeats, given.seed, given.cv, given.json, given.running, tuple(given.serve)
-    )
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not (value > 0 and math.isfinite(value)):
-        raise argparse.ArgumentTypeError(f"must be a positive number, got {text}")
-    return value
-
-
 async def demo(options: Options, terminal: Terminal) -> tuple[DemoReport | None, bool]:
     """Run the demo; Ctrl-C or SIGTERM end it with what was measured by then, and without leaving a server behind."""
     stop = asyncio.Event()
@@ -264,6 +207,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo from the command line; returns the exit status."""
     options = parse(arguments)
     terminal = Terminal(sys.stderr if options.as_json else sys.stdout)
+    try:
+        for name in options.policies:  # a wrong name shows before the first run
+            make_policy(name, Constants(verify_rows=1, draft_rows=1))
+    except AdaServeError as error:
+        terminal.say(f"demo: {error}")
+        return WRONG_USE
     pull = [sys.executable, "-m", "adaserve.cli.main", "pull", "demo"]
     if subprocess.run(pull, stdout=subprocess.DEVNULL).returncode != 0:
         return 1
