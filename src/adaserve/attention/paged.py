@@ -1,24 +1,52 @@
 """Attention of packed rows over a paged prefix and a masked scratch tail (runtime/batch.py)."""
 
+import functools
+import os
+
 import torch
 from torch import Tensor
 
 from adaserve.attention.tiling import tile
 from adaserve.kernels import native
 from adaserve.kernels.gpu import on_gpu
+from adaserve.kernels.linear import CHOICE, Path, available_paths, choose
 from adaserve.runtime.batch import TAIL_ROWS, ForwardBatch
 
-_SYMBOL = {torch.float32: "attend_float", torch.bfloat16: "attend_bf16"}  # by the pool's dtype
+
+@functools.cache
+def _path(asked: Path | None, environment: str | None) -> Path | None:
+    """DOT where bfloat16 weights are multiplied by that or by AMX, if the machine can; else FMA; None without native kernels."""
+    chosen = choose(asked, quantised=False)
+    return Path.DOT if chosen is Path.AMX and Path.DOT in available_paths() else chosen
 
 
-def attend_reference(q: Tensor, keys: Tensor, values: Tensor, batch: ForwardBatch, scale: float) -> Tensor:
-    """The plain torch twin of `attend`; any device, works in q.dtype."""
+def attention_path(pool: torch.dtype, asked: Path | None = None) -> Path | None:
+    """How attention on the CPU computes over a pool of this dtype, DOT or FMA as in kernels/linear.py; None: its torch twin does.
+
+    DOT: queries and softmax weights are rounded to bfloat16, as keys and values are already; sums are float32.
+    FMA: all is float32.
+    asked: as for `choose`; the environment may ask too.
+    """
+    if pool not in (torch.float32, torch.bfloat16):
+        return None
+    path = _path(asked, os.environ.get(CHOICE))
+    return Path.FMA if path is not None and (path is not Path.DOT or pool == torch.float32) else path
+
+
+def attend_reference(
+    q: Tensor, keys: Tensor, values: Tensor, batch: ForwardBatch, scale: float, *, rounded: bool = False
+) -> Tensor:
+    """The plain torch twin of `attend`; any device, works in q.dtype.
+
+    rounded: scaled queries and softmax weights, before they are divided by their sum, are rounded to bfloat16, as by DOT.
+    """
     rows, heads, head_dim = q.shape
     kv_heads = keys.shape[1]
     out = q.new_zeros(rows, heads * head_dim)  # [B, H * hd]
     start = batch.start.tolist()
     slots = batch.slot.tolist()
     bits = torch.arange(TAIL_ROWS, device=q.device)  # [TAIL_ROWS]
+    scaled = _round(q * scale) if rounded else q * scale
     for group, slot in enumerate(slots):
         first, last = start[group], start[group + 1]
         if first == last:
@@ -37,29 +65,38 @@ def attend_reference(q: Tensor, keys: Tensor, values: Tensor, batch: ForwardBatc
         # spoil its siblings. Those who see it get NaN by its key.
         k = torch.where(v.isfinite().flatten(1).all(1)[:, None, None], k, torch.nan)
         v = v.nan_to_num(0.0, 0.0, 0.0)
-        grouped = q[first:last].view(last - first, kv_heads, heads // kv_heads, head_dim)  # [m, KH, H / KH, hd]
-        score = torch.einsum("mkgd,nkd->kgmn", grouped, k) * scale
-        score = score.masked_fill(~seen, -torch.inf)
-        weight = torch.where(seen, score.softmax(-1), 0.0)  # a row that sees nothing: zeros
+        grouped = scaled[first:last].view(last - first, kv_heads, heads // kv_heads, head_dim)  # [m, KH, H / KH, hd]
+        score = torch.einsum("mkgd,nkd->kgmn", grouped, k).masked_fill(~seen, -torch.inf)
+        weight = torch.where(seen, (score - score.amax(-1, keepdim=True)).exp(), 0.0)  # a row that sees nothing: zeros
+        weight = _round(weight) if rounded else weight
+        weight = torch.where(seen, weight / weight.sum(-1, keepdim=True), 0.0)
         out[first:last] = torch.einsum("kgmn,nkd->mkgd", weight, v).reshape(last - first, heads * head_dim)
     return out
 
 
-def attend(q: Tensor, keys: Tensor, values: Tensor, batch: ForwardBatch, scale: float) -> Tensor:
+def _round(x: Tensor) -> Tensor:
+    """To bfloat16 and back."""
+    return x.bfloat16().to(x.dtype)
+
+
+def attend(q: Tensor, keys: Tensor, values: Tensor, batch: ForwardBatch, scale: float, *, path: Path | None = None) -> Tensor:
     """Softmax attention of every row over the keys it may see: q [B, H, hd] -> [B, H * hd].
 
     keys, values [R, KH, hd] are one layer's pool; a row sees the pool rows that `ForwardBatch` says; query head h reads
     key-value head h // (H / KH); scores are multiplied by `scale`. A row that sees nothing gets zeros.
+    path: on a CPU, see `attention_path`. There no bit of a row's result depends on the other rows of the batch.
     """
     if on_gpu(q):
         from adaserve.attention import triton_paged
 
         tiles = batch.tiles or tile(batch, group=q.shape[1] // keys.shape[1], kv_heads=keys.shape[1], longest=None)
         return triton_paged.attend(q, keys, values, batch, tiles, scale)
-    symbol = _SYMBOL.get(keys.dtype)
-    run = native.function("attention", symbol, "piiippipppppiiidp") if symbol and native.fits(q) else None
-    if run is None or not (keys.is_contiguous() and values.is_contiguous()):
+    chosen = attention_path(keys.dtype, path) if native.fits(q) else None
+    if chosen is None or not (keys.is_contiguous() and values.is_contiguous()):
         return attend_reference(q, keys, values, batch, scale)
+    symbol = f"{chosen.value}_{'float' if keys.dtype == torch.float32 else 'bf16'}"
+    run = native.function("attention", symbol, "piiippipppppiiidp")
+    assert run is not None, "there is a path"
     rows, heads, head_dim = q.shape
     out = torch.empty(rows, heads * head_dim)  # [B, H * hd]
     run(

@@ -8,6 +8,7 @@
 #include "parallel.h"
 
 #if defined(__AVX512F__)
+#include <immintrin.h>
 #define ADASERVE_WIDTH 16
 #elif defined(__AVX__)
 #define ADASERVE_WIDTH 8
@@ -87,6 +88,9 @@ static inline void store_one(bf16* p, float x) { *p = float_to_bf16(x); }
 
 // Sum of the lanes, always by the same tree.
 static inline float sum_lanes(vfloat v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps((__m512)v);  // the same tree
+#endif
     float lane[W];
     std::memcpy(lane, &v, sizeof v);
     for (int half = W / 2; half > 0; half /= 2)
@@ -95,6 +99,9 @@ static inline float sum_lanes(vfloat v) {
 }
 
 static inline float max_lanes(vfloat v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps((__m512)v);
+#endif
     float lane[W];
     std::memcpy(lane, &v, sizeof v);
     float best = lane[0];

@@ -67,7 +67,7 @@ class PlainPasses:
 
 
 def sheets(batch: ForwardBatch, most: int) -> list[ForwardBatch]:
-    """Divide a batch into runs of at most `most` rows, of nearly equal length; a group may be cut, and is empty where it has none."""
+    """Divide a batch into runs of at most `most` rows, nearly equal in length; a group may be cut, and is empty elsewhere."""
     rows = len(batch.token)
     count = -(-rows // most)
     bounds = [rows * i // count for i in range(count + 1)]
