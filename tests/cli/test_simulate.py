@@ -1,13 +1,16 @@
 """`adaserve simulate` as a user types it: the same figures every time, tuned constants, and one line for what is wrong."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from adaserve.bench.runs import read_runs
 from adaserve.cli.main import main
+from tests.recordings import random_recording
 
 SHORT = ["simulate", "generated", "--duration", "6", "--rate", "4", "--profile", "a100x4-70b", "--acceptance", "smollm2-noise-t0"]
 
@@ -74,3 +77,13 @@ def test_what_is_wrong_is_said_in_one_line(
     error = capsys.readouterr().err
     assert says in error and len(error.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_recording_of_coupled_drafts_is_for_policies_that_couple(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    coupled = replace(random_recording(np.random.default_rng(0)), coupled=True)
+    coupled.save(tmp_path / "coupled.npz")
+    what = [*SHORT, "--acceptance", str(tmp_path / "coupled.npz"), "--out", str(tmp_path / "out"), "--policy"]
+    assert main([*what, "adaserve", "adaserve+"]) != 0
+    assert "those of adaserve are not: give --coupled" in capsys.readouterr().err
+    assert main([*what, "adaserve+", "continuous"]) == 0
+    assert main([*what, "adaserve", "--coupled"]) == 0

@@ -24,6 +24,9 @@ def test_a_file_keeps_everything(tmp_path: Path) -> None:
         np.testing.assert_array_equal(getattr(read, name), getattr(RECORDING, name))
     for name in ("classes", "pair", "temperature", "source"):
         assert getattr(read, name) == getattr(RECORDING, name)
+    assert not read.coupled
+    dataclasses.replace(RECORDING, coupled=True).save(tmp_path / "coupled.npz")
+    assert Recording.load(tmp_path / "coupled.npz").coupled
 
 
 @given(sequence=st.integers(0, 14), length=st.integers(1, 500))

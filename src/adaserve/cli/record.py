@@ -20,7 +20,7 @@ from adaserve.cli.checks import check_writable
 from adaserve.cli.options import add_engine_options, engine_config
 from adaserve.errors import InvalidConfig
 from adaserve.executor.acceptance import RecordedOutput, Recording, join
-from adaserve.executor.recorder import recorded_output
+from adaserve.executor.recorder import NoiseOf, recorded_output
 from adaserve.models.noisy import noisy_draft
 from adaserve.models.registry import resolve
 from adaserve.policy.adaptive import Constants
@@ -38,6 +38,7 @@ ANY_PROFILE = Path(__file__).parent.parent / "data" / "profiles" / "h200-32b.jso
 EXAMPLES = """examples:
   adaserve record demo --out demo.npz
   adaserve record demo --draft noise:0.1 --temperature 1 --out noise.npz
+  adaserve record demo --temperature 1 --coupled --out coupled.npz
   adaserve simulate trace.json --profile h200-32b --acceptance demo.npz"""
 
 
@@ -61,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.max_tokens < 1 or args.per_class < 1:
         raise InvalidConfig("--max-tokens and --per-class must be at least 1")
+    if args.coupled and not args.temperature > 0:
+        raise InvalidConfig("--coupled changes nothing at temperature 0: give a --temperature above 0")
     noise = re.fullmatch(r"noise:(\d*\.?\d+)", args.draft or "")
     config = replace(engine_config(args), profile=args.profile or str(ANY_PROFILE))
     check_writable(Path(args.out))
@@ -91,11 +94,12 @@ def record(args: argparse.Namespace, parts: Parts, noise: float | None, tell: Ca
                 temperature=args.temperature,
                 width=WIDTH,
                 vocabulary=args.draft_vocabulary or None,
+                noise=NoiseOf(request.seed, request.choice) if args.coupled else None,
             )
             recorded.setdefault(str(request.slo_class), []).append(output)
     pair = f"{args.model} with {args.draft or 'its own draft'}"
     source = f"adaserve record: {args.prompts or 'prompts of the project'}, at most {args.max_tokens} tokens, seed {args.seed}"
-    return join(recorded, pair=pair, temperature=args.temperature, source=source)
+    return join(recorded, pair=pair, temperature=args.temperature, source=source, coupled=bool(args.coupled))
 
 
 def requests_from(args: argparse.Namespace, parts: Parts) -> list[Request]:

@@ -43,6 +43,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="give a class of requests the acceptance of another recorded class; repeatable",
     )
     group.add_argument(
+        "--coupled",
+        action=argparse.BooleanOptionalAction,
+        help="rank drafts by the noise of the target's draws, with a recording made so (default: the policy decides)",
+    )
+    group.add_argument(
         "--policy",
         nargs="+",
         action="extend",
@@ -94,7 +99,7 @@ def subject(args: argparse.Namespace, stop: Stop) -> Subject:
         machine = replace(machine, kv_tokens=args.kv_tokens)
     recording = recording_named(args.acceptance, args.seed)
     policies = list(dict.fromkeys(args.policy or [DEFAULTS.policy]))
-    overrides = Overrides(args.budget, args.depth, args.width, args.chunk_rows, Order(args.order))
+    overrides = Overrides(args.budget, args.depth, args.width, args.chunk_rows, Order(args.order), args.coupled)
     tunings = dict(_tuning(text) for text in args.tuning)
     if unused := [name for name in tunings if name is not None and name not in policies]:
         raise InvalidConfig(
@@ -110,6 +115,8 @@ def subject(args: argparse.Namespace, stop: Stop) -> Subject:
         return make_policy(name, constants_named(name), overrides.known_to(name) if len(policies) > 1 else overrides)
 
     made = {name: policy_named(name) for name in policies}  # a wrong name shows before the first run
+    if recording.coupled and (apart := [name for name, p in made.items() if p.scheduling.deepest and not p.coupled]):
+        raise InvalidConfig(f"{args.acceptance} is of coupled drafts, and those of {', '.join(apart)} are not: give --coupled")
 
     def runner(baseline: float) -> Runner:
         return SimulatedRunner(policy_named, machine, recording, seed=args.seed, swap=swap, stop=stop)
@@ -123,7 +130,8 @@ def subject(args: argparse.Namespace, stop: Stop) -> Subject:
             "profile": profile.to_json(),
             "believed": machine.believed.to_json() if machine.believed else None,
             "acceptance": args.acceptance,
-            "recording": {"pair": recording.pair, "temperature": recording.temperature, "source": recording.source},
+            "recording": {"pair": recording.pair, "temperature": recording.temperature, "source": recording.source}
+            | ({"coupled": True} if recording.coupled else {}),
             "swap_acceptance": swap,
             "slots": machine.slots,
             "kv_tokens": machine.kv_tokens,

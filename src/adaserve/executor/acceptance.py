@@ -41,6 +41,7 @@ class Recording:
     classes      sequences of every class, by name; they cover all sequences in order
     temperature  at which the target drew; the draft's probabilities are under the same, at temperature 0 under 1
     pair, source what drafted for what, and where the recording comes from
+    coupled      whether the draft ranked by the noise of the target's draws too; matters at temperatures above 0 only
     """
 
     prob: NDArray[np.float64]
@@ -51,6 +52,7 @@ class Recording:
     pair: str
     temperature: float
     source: str = ""
+    coupled: bool = False
 
     def __post_init__(self) -> None:
         def require(condition: bool, message: str) -> None:
@@ -109,6 +111,7 @@ class Recording:
             "pair": self.pair,
             "temperature": self.temperature,
             "source": self.source,
+            "coupled": self.coupled,
             "classes": {name: [s.start, s.stop] for name, s in self.classes.items()},
         }
         with open(path, "wb") as file:
@@ -137,6 +140,7 @@ class Recording:
                 pair=str(meta["pair"]),
                 temperature=float(meta["temperature"]),
                 source=str(meta["source"]),
+                coupled=bool(meta.get("coupled", False)),
             )
         except OSError as error:
             raise InvalidConfig(f"cannot read recording {path}: {error.strerror or error}") from error
@@ -153,7 +157,9 @@ class RecordedOutput:
     prompt: tuple[int, ...]
 
 
-def join(outputs: Mapping[str, Sequence[RecordedOutput]], *, pair: str, temperature: float, source: str) -> Recording:
+def join(
+    outputs: Mapping[str, Sequence[RecordedOutput]], *, pair: str, temperature: float, source: str, coupled: bool = False
+) -> Recording:
     """Put the outputs of every class together into a recording; classes without any are left out."""
     kept = {name: group for name, group in outputs.items() if group}
     if not kept:
@@ -171,6 +177,7 @@ def join(outputs: Mapping[str, Sequence[RecordedOutput]], *, pair: str, temperat
         pair=pair,
         temperature=temperature,
         source=source,
+        coupled=coupled,
     )
 
 

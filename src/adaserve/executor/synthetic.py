@@ -47,6 +47,7 @@ def resample(
         pair=recording.pair,
         temperature=recording.temperature,
         source=f"positions drawn from: {recording.source}",
+        coupled=recording.coupled,
     )
 
 
