@@ -6,13 +6,14 @@ The models are those of gpu_models.py: a target of the 32b shape that computes w
     pass       the target's whole pass, by rows; where 64 rows spend it, by kernel
     draft      one draft step: 64 requests, width 3, contexts up to 256 and 1,000
     serve      engines: one request plain and speculating, 64 and 128 at once under several policies, how long the device idles
-    long       attention of 32 requests with 7,000 tokens each, against the bytes that it must read
+    long       attention of 32 requests with 7,000 tokens each, and of shorter ones, against the bytes that it must read
     profile    the curves that `adaserve profile` measures, and the budgets from them
 
     python benchmarks/gpu_step.py --model smollm2.gguf --only floor,pass,draft
     python benchmarks/gpu_step.py                       # without a model: random weights, so nothing is worth speculating
 
-Times are medians of graph replays between device events. The last line is one JSON object.
+Times are medians of graph replays between device events. "Queued" is what a call takes when the device has other work until it
+is launched, as in an engine that plans ahead; without, launching counts too. The last line is one JSON object.
 """
 
 import argparse
@@ -53,12 +54,18 @@ from adaserve.step import Chunk, Limits, PageGrant, Placement, StepPlan
 PAGE = 16
 
 
-def milliseconds(run: Callable[[], object], repeats: int = 20, warm_up: int = 3) -> float:
-    """Median device time of a call."""
+AHEAD = 20_000_000
+"""Cycles that the device is kept busy while something is launched: about 10 ms."""
+
+
+def milliseconds(run: Callable[[], object], repeats: int = 20, warm_up: int = 3, *, queued: bool = False) -> float:
+    """Median device time of a call; queued: of one that is launched while the device is busy with something else."""
     for _ in range(warm_up):
         run()
     times = []
     for _ in range(repeats):
+        if queued:
+            torch.cuda._sleep(AHEAD)
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
         run()
@@ -154,19 +161,23 @@ def passes(bench: Bench) -> dict[str, Any]:
     pool = bench.target.new_pool(pages=pages + 1, page_size=PAGE, slots=65)
     runner = GraphPasses(bench.target, pool, pool.tail_start + 64 * TAIL_ROWS)
     runner(table.known_batch([Chunk(s, 0, context) for s in range(64)], pool.tail_start), context)
-    found, kernels = {}, []
+    found, queued, kernels = {}, {}, []
     for rows in (1, 2, 8, 16, 32, 64, 96, 128, 192, 256) if bench.full else (1, 64, 192):
         n = min(rows, 64)
         chunks = [Chunk(s, context - rows // n, rows // n) for s in range(n)]
         batch = table.known_batch(chunks, pool.tail_start)
 
         run = partial(_whole_pass, bench.target, runner, batch, context)
-        found[rows] = milliseconds(run, 10)
-        print(f"  pass, {rows:4} rows: {found[rows]:7.2f} ms")
+        found[rows], queued[rows] = milliseconds(run, 10), milliseconds(run, 10, queued=True)
+        print(f"  pass, {rows:4} rows: {found[rows]:7.2f} ms, queued {queued[rows]:7.2f} ms")
         if rows in (1, 64):
             kernels = by_kernel(run)
             print_kernels(kernels)
-    return {"pass_ms": found, "pass_64_kernels": [(name[:40], ms, count) for name, ms, count in kernels[:12]]}
+    return {
+        "pass_ms": found,
+        "pass_queued_ms": queued,
+        "pass_64_kernels": [(name[:40], ms, count) for name, ms, count in kernels[:12]],
+    }
 
 
 def _whole_pass(decoder: Decoder, runner: GraphPasses, batch: ForwardBatch, longest: int) -> None:
@@ -180,7 +191,8 @@ def draft(bench: Bench) -> dict[str, Any]:
     for n, width, context in ((64, 3, 256), (64, 3, 1000), (1, 3, 256)):
         name = f"{n} x {width}, context {context}"
         found[name] = _draft_step(bench, n, width, context)
-        print(f"  draft, {name}: {found[name]['step_ms']:.3f} ms a step, first {found[name]['first_ms']:.3f} ms")
+        step, queued, first = (found[name][key] for key in ("step_ms", "queued_ms", "first_ms"))
+        print(f"  draft, {name}: {step:.3f} ms a step, queued {queued:.3f}, first {first:.3f} ms")
         print_kernels(found[name].pop("kernels"))
         _free()
     return {"draft": found}
@@ -211,7 +223,13 @@ def _draft_step(bench: Bench, n: int, width: int, context: int) -> dict[str, Any
     drafting = replace(reading, placed=(), grants=(), catch_up=(), drafting=roots, width=width)
     run = {depth: partial(executor.speculate, replace(drafting, depth=depth)) for depth in (1, 2, 6)}
     at = {depth: milliseconds(run[depth], 10) for depth in run}
-    return {"step_ms": (at[6] - at[2]) / 4, "first_ms": at[1], "kernels": by_kernel(run[6])}
+    after = {depth: milliseconds(run[depth], 10, queued=True) for depth in (2, 6)}
+    return {
+        "step_ms": (at[6] - at[2]) / 4,
+        "queued_ms": (after[6] - after[2]) / 4,
+        "first_ms": at[1],
+        "kernels": by_kernel(run[6]),
+    }
 
 
 @dataclass(frozen=True)
@@ -397,21 +415,23 @@ def _crowd(bed: Bed, bench: Bench, count: int) -> dict[str, Any]:
 
 @torch.inference_mode()
 def long(bench: Bench) -> dict[str, Any]:
-    """Attention over long contexts."""
+    """Attention over long contexts, and over such as are usual."""
     found = {}
-    for rows in (1, 4):
-        found[rows] = _long_attention(bench.target.config, 32, 7000, rows)
-        print(f"  32 x 7,000, {rows} rows each: {found[rows]}")
+    for n, context, rows in ((32, 7000, 1), (32, 7000, 4), (64, 128, 1), (64, 350, 3), (64, 1000, 3), (1, 400, 1), (1, 400, 9)):
+        name = f"{n} x {context}, {rows} rows each"
+        found[name] = _attention(bench.target.config, n, context, rows)
+        print(f"  {name}: {found[name]}")
         _free()
     return {"long": found}
 
 
-def _long_attention(config: ModelConfig, n: int, context: int, rows: int) -> dict[str, Any]:
+def _attention(config: ModelConfig, n: int, context: int, rows: int) -> dict[str, Any]:
     each = -(-(context + 8) // PAGE)
     table = SlotTable(slots=n, length=context + 8, page_size=PAGE, device="cuda", spare_page=n * each)
     table.pages[:n, :each] = torch.randperm(n * each).view(n, each).cuda()
     table.known[:] = context
-    layers, tail_start = 4, (n * each + 1) * PAGE
+    tail_start = (n * each + 1) * PAGE
+    layers = 4 if n * context > 100_000 else 16  # more than the cache holds, so that keys come from memory
     shape = (layers, tail_start + (n + 1) * TAIL_ROWS, config.kv_heads, config.head_dim)
     keys, values = (torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     batch = table.known_batch([Chunk(s, context - rows, rows) for s in range(n)], tail_start)

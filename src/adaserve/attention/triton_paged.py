@@ -184,11 +184,11 @@ def launch_shape(width: int, lanes: int, splits: int) -> tuple[int, int]:
     """Context tokens of a block, and pipeline stages; width: bytes of a key.
 
     Undivided contexts are many: large blocks keep the most bytes in flight, as far as registers hold the scores of all lanes.
-    Divided ones are few and short: small blocks begin the soonest.
+    Divided ones are short: smaller blocks begin sooner.
     """
-    if splits > 1 or width > 512:
+    if width > 512:
         return 32, 3
-    return (128, 2) if width <= 256 and lanes <= 32 else (64, 2)
+    return (128, 2) if splits == 1 and width <= 256 and lanes <= 32 else (64, 3)
 
 
 def tile_lanes(height: int, group: int) -> int:
