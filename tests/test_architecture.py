@@ -1,15 +1,18 @@
 """The house rules that a linter cannot see: what importing costs, who reads clocks, what documents promise."""
 
+import argparse
 import ast
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 import adaserve
+from adaserve.cli.main import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "adaserve"
@@ -208,6 +211,39 @@ def test_links_between_documents_lead_somewhere() -> None:
         if "://" not in target and not target.startswith("mailto:") and not (path.parent / target).exists()
     ]
     assert broken == []
+
+
+def anchors(path: Path) -> set[str]:
+    """What a link may name behind `#`: the headings, as hosts of Markdown spell them."""
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_links_to_headings_lead_somewhere() -> None:
+    links = [
+        (path, target, anchor)
+        for path in DOCUMENTS
+        for target, anchor in re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", path.read_text(encoding="utf-8"))
+        if "://" not in target
+    ]
+    assert links
+    broken = [f"{name_of(p)}: {t}#{a}" for p, t, a in links if a not in anchors((p.parent / t) if t else p)]
+    assert broken == []
+
+
+def test_commands_in_documents_have_the_options_they_name() -> None:
+    """Every `--option` of an `adaserve COMMAND` in the shell blocks is one that the command knows."""
+    unknown = []
+    for path in DOCUMENTS:
+        for block in blocks(path, "sh"):
+            for line in block.replace("\\\n", " ").splitlines():
+                if found := re.match(r"\s*(?:\.venv/bin/)?adaserve ([a-z]+)(.*)", line):
+                    parser = argparse.ArgumentParser()
+                    import_module(COMMANDS[found[1]].module).configure(parser)
+                    options = re.findall(r"(?<=\s)--[a-z][a-z-]*", found[2])
+                    unknown += [f"{name_of(path)}: {found[1]} {o}" for o in options if o not in parser._option_string_actions]
+    assert unknown == []
 
 
 def test_rooms_in_the_drawing_exist() -> None:
