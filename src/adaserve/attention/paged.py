@@ -33,6 +33,12 @@ def attention_path(pool: torch.dtype, asked: Path | None = None) -> Path | None:
     return Path.FMA if path is not None and (path is not Path.DOT or pool == torch.float32) else path
 
 
+def attention_kernel(pool: torch.dtype, asked: Path | None = None) -> str | None:
+    """The native kernel for a pool of this dtype, or None; see `attention_path`."""
+    path = attention_path(pool, asked)
+    return None if path is None else f"{path.value}_{'float' if pool == torch.float32 else 'bf16'}"
+
+
 def attend_reference(
     q: Tensor, keys: Tensor, values: Tensor, batch: ForwardBatch, scale: float, *, rounded: bool = False
 ) -> Tensor:
@@ -91,10 +97,9 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, batch: ForwardBatch, scale: 
 
         tiles = batch.tiles or tile(batch, group=q.shape[1] // keys.shape[1], kv_heads=keys.shape[1], longest=None)
         return triton_paged.attend(q, keys, values, batch, tiles, scale)
-    chosen = attention_path(keys.dtype, path) if native.fits(q) else None
-    if chosen is None or not (keys.is_contiguous() and values.is_contiguous()):
+    symbol = attention_kernel(keys.dtype, path) if native.fits(q) else None
+    if symbol is None or not (keys.is_contiguous() and values.is_contiguous()):
         return attend_reference(q, keys, values, batch, scale)
-    symbol = f"{chosen.value}_{'float' if keys.dtype == torch.float32 else 'bf16'}"
     run = native.function("attention", symbol, "piiippipppppiiidp")
     assert run is not None, "there is a path"
     rows, heads, head_dim = q.shape

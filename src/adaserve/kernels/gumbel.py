@@ -58,8 +58,8 @@ def perturbed_argmax_twin(
 
 def greedy_argmax(logits: Tensor) -> Tensor:
     """Draw the likeliest token of each row, [R] int64: `perturbed_argmax` where every temperature is 0."""
-    nothing = torch.zeros(logits.shape[0], dtype=torch.int64, device=logits.device)  # [R]
-    found = _native(logits, nothing.double(), nothing, None)
+    row = torch.arange(logits.shape[0], device=logits.device)  # [R]; as keys: rows of one key share a thread, and need not here
+    found = _native(logits, torch.zeros_like(row, dtype=torch.float64), row, None)
     if found is None:
         return torch.argmax(logits, dim=1)
     token, unsure = found

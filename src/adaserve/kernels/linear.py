@@ -97,6 +97,7 @@ class _Packed:
     """
 
     multiply: native.Function
+    multiply_at: int
     panels: Tensor
     bias: Tensor | None
     panels_at: int
@@ -130,9 +131,10 @@ def _pack(weight: Tensor | QuantizedWeight, bias: Tensor | None, path: Path) -> 
     else:
         return None
     multiply = native.function("linear", symbol, "piipipp")
-    assert multiply is not None, "the library is there"
+    multiply_at = native.address("linear", symbol)
+    assert multiply is not None and multiply_at is not None, "the library is there"
     wide = None if bias is None else bias.float().contiguous()  # [N]
-    return _Packed(multiply, panels, wide, panels.data_ptr(), 0 if wide is None else wide.data_ptr(), back)
+    return _Packed(multiply, multiply_at, panels, wide, panels.data_ptr(), 0 if wide is None else wide.data_ptr(), back)
 
 
 class Linear:
@@ -167,6 +169,12 @@ class Linear:
             return self._packed.unpack()
         assert self._weight is not None
         return self._weight.to(self._dtype)
+
+    @property
+    def addresses(self) -> tuple[int, int, int] | None:
+        """For native callers: where the kernel is, its weights, and the bias or 0; None where torch computes."""
+        packed = self._packed
+        return None if packed is None else (packed.multiply_at, packed.panels_at, packed.bias_at)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [M, K] -> [M, N]."""

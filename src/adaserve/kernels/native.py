@@ -154,6 +154,13 @@ def function(name: str, symbol: str, signature: str) -> Function | None:
     return found
 
 
+@functools.cache
+def address(name: str, symbol: str) -> int | None:
+    """Where a C function of a kernel library is, for native code that calls it, or None when there is none."""
+    loaded = library(name)
+    return None if loaded is None else ctypes.cast(loaded[symbol], ctypes.c_void_p).value
+
+
 def use_threads(count: int) -> None:
     """Compute with `count` threads: the native kernels with their own, and torch with one.
 

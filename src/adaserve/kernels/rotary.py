@@ -9,7 +9,8 @@ from adaserve.kernels import native
 from adaserve.kernels.gpu import on_gpu
 from adaserve.kernels.norm import rms_norm_reference
 
-_SYMBOL = {torch.float32: "rotate_float", torch.bfloat16: "rotate_bf16"}  # by the pool's dtype
+ROTATIONS = {torch.float32: "rotate_float", torch.bfloat16: "rotate_bf16"}
+"""The native kernels, by the pool's dtype."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def rotate_and_store(
         from adaserve.kernels import triton_rows
 
         return triton_rows.rotate_and_store(qkv, cos, sin, position, dest, keys, values, q_norm, k_norm, eps)
-    symbol = _SYMBOL.get(keys.dtype)
+    symbol = ROTATIONS.get(keys.dtype)
     norms = [norm for norm in (q_norm, k_norm) if norm is not None]
     run = native.function("rows", symbol, "piiiippppppppdp") if symbol and native.fits(qkv, cos, sin, *norms) else None
     if run is None or not (keys.is_contiguous() and values.is_contiguous() and position.is_contiguous() and dest.is_contiguous()):

@@ -8,6 +8,7 @@ Families differ only in whether a bias or a per-head norm is there. All rows of 
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -19,25 +20,10 @@ from adaserve.kernels.linear import Linear
 from adaserve.kernels.norm import add_rms_norm, rms_norm
 from adaserve.kernels.rotary import RotaryTable, rotate_and_store
 from adaserve.models.config import ModelConfig
+from adaserve.models.layer import Layer
+from adaserve.models.native_layers import NativeLayers
 from adaserve.parallel.group import ALONE, Group
 from adaserve.runtime.batch import ForwardBatch
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One transformer block. Projections that read the same input are fused, query first, gate first.
-
-    qkv: hidden -> (H + 2 KH) * hd. gate_up: hidden -> 2 * intermediate. q_norm, k_norm [hd] exist in Qwen3 only.
-    """
-
-    input_norm: Tensor
-    qkv: Linear
-    q_norm: Tensor | None
-    k_norm: Tensor | None
-    output: Linear
-    mlp_norm: Tensor
-    gate_up: Linear
-    down: Linear
 
 
 @dataclass(frozen=True)
@@ -95,10 +81,22 @@ class Decoder:
 
         Returns the hidden states after the final norm  # [B, hidden]
         """
+        residual = self._embed(batch.token)  # [B, hidden]
+        x = rms_norm(residual, self.layers[0].input_norm, self.config.eps)  # [B, hidden]
+        if self._native is not None and self._native(x, residual, batch, pool):
+            return x
+        return self._run_layers(x, residual, batch, pool)
+
+    @cached_property
+    def _native(self) -> NativeLayers | None:
+        """The layers in one call, where they are native and nobody else has a share of them."""
+        parts = self.layers, self.norm, self.table
+        return NativeLayers(self.config, *parts) if self.group.size == 1 and NativeLayers.able(*parts) else None
+
+    def _run_layers(self, x: Tensor, residual: Tensor, batch: ForwardBatch, pool: KVPool) -> Tensor:
+        """Layer by layer: what NativeLayers does in one call. x, residual [B, hidden], normed and not -> [B, hidden]."""
         eps = self.config.eps
         scale = self.config.head_dim**-0.5
-        residual = self._embed(batch.token)  # [B, hidden]
-        x = rms_norm(residual, self.layers[0].input_norm, eps)  # [B, hidden]
         next_norms = [layer.input_norm for layer in self.layers[1:]] + [self.norm]
         for index, (layer, next_norm) in enumerate(zip(self.layers, next_norms, strict=True)):
             keys, values = pool.keys[index], pool.values[index]  # [R, KH, hd] each

@@ -13,7 +13,8 @@ from adaserve.errors import InvalidConfig, InvalidModel
 from adaserve.kernels.linear import Linear
 from adaserve.kernels.quantized import QuantizedWeight, stack
 from adaserve.models.config import ModelConfig
-from adaserve.models.decoder import Decoder, Layer
+from adaserve.models.decoder import Decoder
+from adaserve.models.layer import Layer
 from adaserve.parallel.group import ALONE, Group
 from adaserve.parallel.share import BlockReader, Share, ShareWeights
 
