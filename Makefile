@@ -20,6 +20,7 @@ PIP := $(PINS) $(BIN)/python -m pip install --quiet --progress-bar off
 .NOTPARALLEL:
 
 help:
+	@echo "make install  set up .venv with pinned versions; the others do it too"
 	@echo "make demo     set up, serve the demo pair, send a minute of mixed requests under three policies, print a table"
 	@echo "make test     set up, run all tests: unit tests, then the end-to-end suite with the real SmolLM2"
 	@echo "make unit     the unit tests alone (tiny random models, no downloads)"

@@ -8,6 +8,7 @@ import pytest
 from adaserve.build import build_engine
 from adaserve.config import EngineConfig
 from adaserve.errors import InvalidConfig
+from adaserve.kernels.native import cache_folder
 from adaserve.llm import LLM
 from adaserve.request import SamplingParams
 from tests.server.tiny import write_model, write_profile
@@ -17,7 +18,11 @@ PROMPTS = ["def add(first, second):\n    return first + second\ndef add(first,",
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineConfig:
-    """The tiny model as its own draft, with a cache of its own."""
+    """The tiny model as its own draft, with a cache of its own, in which only the compiled kernels are everybody's."""
+    kernels = cache_folder() / "kernels"
+    kernels.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "kernels").symlink_to(kernels.resolve())
     monkeypatch.setenv("ADASERVE_CACHE", str(tmp_path / "cache"))
     folder = write_model(tmp_path / "model")
     profile = write_profile(tmp_path / "profile.json")
