@@ -22,6 +22,8 @@ MANY_ROWS = 256
 LONGEST = 6.0
 DRAFT_ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 SHORT, LONG = 64, 448
+CROWD = 32
+"""Requests whose contexts are compared: so many that reading them is limited by memory, as it is when a batch is full."""
 REPEATS = 7
 WARM_UP = 2
 """Steps not counted; the first of them places the requests."""
@@ -87,7 +89,7 @@ class Profiler:
             progress(f"target, {rows} rows: {verify[rows] * 1e3:.1f} ms")
             if rows >= MANY_ROWS and verify[rows] > LONGEST * verify[1]:
                 break
-        requests = min(8, self._slots, self._fitting(long))
+        requests = min(CROWD, self._slots, self._fitting(long))
         slope = self._context_cost(
             requests, short, long, lambda context: median(o.times.verify for o in self._time(requests, context, rows=requests))
         )
