@@ -1,7 +1,10 @@
 """Puts an engine together from decoders in memory."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+
+import torch
 
 from adaserve.attention.paged import prepare
 from adaserve.cache.pool import KVPool
@@ -51,11 +54,18 @@ class Sizes:
     page_size: int
 
 
-def make_executor(models: Models, sizes: Sizes, clock: Clock, *, padded: bool | None = None) -> DeviceExecutor:
+def make_executor(
+    models: Models,
+    sizes: Sizes,
+    clock: Clock,
+    *,
+    padded: bool | None = None,
+    capture: Callable[[torch.device], Capture] | None = None,
+) -> DeviceExecutor:
     """Give the models their KV pools and wire the drafter.
 
     padded: whether batches are padded to shapes that the host knows beforehand, at the cost of one spare slot and page; None
-    for what suits the device. A GPU's graphs need it.
+    for what suits the device. A GPU's graphs need it. capture: makes what runs captured calls; None for what suits the device.
     """
     device = models.target.device
     gpu = device.type == "cuda"
@@ -71,9 +81,7 @@ def make_executor(models: Models, sizes: Sizes, clock: Clock, *, padded: bool | 
 
     graphs = gpu and models.target.dtype in KERNEL_DTYPES  # the twins of the kernels ask the device
 
-    def capture() -> Capture:
-        """One for each kind of call: what one of them returned must outlast the others."""
-        return GraphCapture(device) if graphs else Plainly(device)
+    make = capture or (GraphCapture if graphs else Plainly)  # one for each kind of call: its results outlast the others' calls
 
     def passes(decoder: Decoder, pool: KVPool) -> Passes:
         if not graphs:
@@ -85,7 +93,7 @@ def make_executor(models: Models, sizes: Sizes, clock: Clock, *, padded: bool | 
     drafter: Drafter | None = None
     if models.draft is not None:
         pool = models.draft.new_pool(**pages)
-        model = ModelDrafter(models.draft, pool, passes(models.draft, pool), capture(), sizes.slots, models.draft_vocabulary)
+        model = ModelDrafter(models.draft, pool, passes(models.draft, pool), make(device), sizes.slots, models.draft_vocabulary)
         drafter = MixedDrafter(model, LookupDrafter(NgramDrafter())) if models.lookup else model
     elif models.lookup:
         drafter = LookupDrafter(NgramDrafter())
@@ -94,13 +102,19 @@ def make_executor(models: Models, sizes: Sizes, clock: Clock, *, padded: bool | 
         target=models.target,
         pool=pool,
         passes=passes(models.target, pool),
-        capture=capture(),
-        choosing=capture(),
+        capture=make(device),
+        choosing=make(device),
         drafter=drafter,
         table=table,
         clock=clock,
         watch=EventStopwatch if gpu else partial(ClockStopwatch, clock),
     )
+
+
+def _drafting(models: Models) -> Drafting:
+    if models.draft is None:
+        return Drafting.LOOKUP if models.lookup else Drafting.NONE
+    return Drafting.BOTH if models.lookup else Drafting.MODEL
 
 
 def assemble_engine(
@@ -120,7 +134,7 @@ def assemble_engine(
         latency=latency,
         pages=PagePool(sizes.pages, sizes.page_size),
         slots=sizes.slots,
-        drafting=Drafting.MODEL if models.draft else Drafting.LOOKUP if models.lookup else Drafting.NONE,
+        drafting=_drafting(models),
         reuse_prefixes=prefix_caching,
     )
     return Engine(

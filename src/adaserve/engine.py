@@ -38,7 +38,7 @@ class EngineStats:
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one step brought: news of requests, the outcome itself (None when requests were only cancelled) and the stats."""
+    """What one step brought: news of requests, the outcome itself (None when requests only ended) and the stats."""
 
     updates: tuple[Update, ...]
     outcome: StepOutcome | None
@@ -127,11 +127,12 @@ class Engine:
         """One iteration: speculate, select, verify, commit; prompt chunks ride along with verification. None when idle."""
         started = self._clock.now()
         mail = self._inbox.take()
-        self._scheduler.admit(mail.requests)
-        cancelled = self._scheduler.cancel(set(mail.cancelled)) if mail.cancelled else []
+        ended = self._scheduler.admit(mail.requests, started)
+        if mail.cancelled:
+            ended += self._scheduler.cancel(set(mail.cancelled))
         plan = self._scheduler.plan(started)
         if plan is None:
-            return self._report(cancelled, None, (), started) if cancelled else None
+            return self._report(ended, None, (), started) if ended else None
         planned = self._clock.now()
         candidates = self._executor.speculate(plan)  # draft model: d beam steps of width w
         selected = self._executor.select(plan, candidates, self._policy.selection)  # which nodes deserve the target's time
@@ -143,7 +144,7 @@ class Engine:
         bookkeeping = planned - started + self._clock.now() - now
         outcome = replace(outcome, times=replace(outcome.times, schedule=bookkeeping))
         self._latency.observe(outcome.shape, outcome.times)
-        return self._report(cancelled + progress, outcome, tuple(slo_selected.tolist()), now)
+        return self._report(ended + progress, outcome, tuple(slo_selected.tolist()), now)
 
     def _report(
         self, progress: list[Progress], outcome: StepOutcome | None, slo_selected: tuple[int, ...], now: float

@@ -266,7 +266,8 @@ def summarize(
 ) -> PolicyReport:
     """Fold a run into its report.
 
-    results: every request that was taken in, however it ended. refused: those turned away; they count as arrived and as missed.
+    results: every request that was handed in, however it ended. refused: those turned away before that; these, and those that the
+        policy refused, count as arrived and as missed.
     steps: None when the server is not ours to look into.
     window: seconds that rates divide by; None for first arrival to last completion.
     Percentiles are over requests that got a token, so read them beside the attainment, which counts all.
@@ -287,7 +288,7 @@ def summarize(
         mean_tokens_per_step=totals.mean_tokens_per_step,
         ttft_p50_ms=percentile_ms((r.ttft for r in everyone), 50),
         ttft_p99_ms=percentile_ms((r.ttft for r in everyone), 99),
-        refused=len(refused),
+        refused=len(refused) + sum(r.finish is FinishReason.REFUSED for r in results),
         mean_accepted=totals.mean_accepted,
         step_share=totals.step_share,
         step_time_error=totals.step_time_error,

@@ -152,6 +152,7 @@ class FinishReason(Enum):
     LENGTH = "length"
     CANCELLED = "cancelled"
     ERROR = "error"
+    REFUSED = "refused"
 
 
 @dataclass(frozen=True)

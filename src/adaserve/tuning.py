@@ -1,6 +1,7 @@
 """The constants of a policy: found by a search for this machine, shipped for a known model, or guessed from the profile."""
 
 import json
+import re
 from pathlib import Path
 
 from adaserve.config import EngineConfig
@@ -35,13 +36,14 @@ def machine_constants(config: EngineConfig, profile: Profile, policy: str | None
 def load_constants(path: Path | str, policy: str) -> Constants:
     """Read a policy's constants from a tuning file: `constants`, and over them what `policies` says for that policy.
 
-    A policy with parts left out (adaserve+:no-priced) has the constants of the whole one.
+    A policy with parts left out or added (adaserve+:no-priced) has the constants of the usual one.
 
     Raises InvalidConfig for a file that is missing, broken or of unknown fields.
     """
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
-        return Constants(**{**data["constants"], **data.get("policies", {}).get(policy.partition(":no-")[0], {})})
+        own = data.get("policies", {}).get(re.sub(r":(no|with)-.*", "", policy), {})
+        return Constants(**{**data["constants"], **own})
     except OSError as error:
         raise InvalidConfig(f"cannot read tuning {path}: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError) as error:

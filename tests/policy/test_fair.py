@@ -46,8 +46,8 @@ def test_counters_follow_the_paper(events, rng) -> None:
 
 def flood(made: Scheduler, steps: int) -> dict[str | None, float]:
     """Client a sends long requests in masses before b sends short ones; returns each client's weighted service meanwhile."""
-    made.admit([request(f"a{i}", 12, output=20, stem=i, slo_class="a", arrived=i / 1e3) for i in range(60)])
-    made.admit([request(f"b{i}", 6, output=8, stem=99 + i, slo_class="b", arrived=1 + i / 1e3) for i in range(200)])
+    made.admit([request(f"a{i}", 12, output=20, stem=i, slo_class="a", arrived=i / 1e3) for i in range(60)], 0.0)
+    made.admit([request(f"b{i}", 6, output=8, stem=99 + i, slo_class="b", arrived=1 + i / 1e3) for i in range(200)], 0.0)
     service: dict[str | None, float] = {"a": 0.0, "b": 0.0}
     for now in range(steps):
         plan, progress = step(made, float(now))

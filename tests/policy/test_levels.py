@@ -72,11 +72,11 @@ def test_a_long_prompt_does_not_stall_those_above_it() -> None:
 def test_short_answers_overtake_long_ones() -> None:
     """One row a step: a request that comes when another has sunk runs to its end at once, while the other keeps its pages."""
     made = scheduler("fastserve", slots=2, overrides=Overrides(budget=1))
-    made.admit([request("long", 4, output=60)])
+    made.admit([request("long", 4, output=60)], 0.0)
     for now in range(20):
         step(made, now / 100)
     held = list(made.state(0).pages)
-    made.admit([request("short", 4, output=5, stem=1)])
+    made.admit([request("short", 4, output=5, stem=1)], 0.0)
     for now in range(5):
         _, progress = step(made, 0.2 + now / 100)
         assert [p.state.request.id for p in progress] == ["short"]
@@ -89,14 +89,14 @@ def test_short_answers_overtake_long_ones() -> None:
 def test_those_who_starve_are_served() -> None:
     """Newcomers of three iterations come every third step of 0.1 s; whoever is below them gets a token when its patience ends."""
     made = scheduler("fastserve", slots=4, overrides=Overrides(budget=1))
-    made.admit([request("long", 4, output=60)])
+    made.admit([request("long", 4, output=60)], 0.0)
     for now in range(20):
         step(made, now / 100)
     gained = []
     for number in range(200):
         now = 1.0 + number / 10
         if number % 3 == 0:
-            made.admit([request(f"s{number}", 4, output=3, stem=number, arrived=now)])
+            made.admit([request(f"s{number}", 4, output=3, stem=number, arrived=now)], 0.0)
         _, progress = step(made, now)
         gained += [now for p in progress if p.state.request.id == "long"]
     assert 5 <= len(gained) <= 10, "20 s are ten times a patience of 2 s"

@@ -13,9 +13,10 @@ from adaserve.policy.adaptive import Constants
 from adaserve.policy.library import make_policy
 from adaserve.policy.plus.assembly import make_plus
 from adaserve.policy.plus.parts import PlusConstants, PlusParts
+from adaserve.policy.plus.scheduling import PlusScheduling
 from adaserve.policy.plus.slack import allowed, first_token_due, is_lost, rows_due
 from adaserve.policy.policy import Demand, Scene
-from adaserve.request import Request, SamplingParams, Targets
+from adaserve.request import FinishReason, Request, SamplingParams, Targets
 from adaserve.simulate import Machine, simulate
 from adaserve.step import StepShape
 from tests.recordings import random_recording
@@ -88,7 +89,7 @@ def test_drafts_that_are_never_accepted_are_given_up() -> None:
     assert found.throughput_tokens_per_s > 0.95 * plain.throughput_tokens_per_s
 
 
-@pytest.mark.parametrize("left_out", ["", *[item.name for item in fields(PlusParts)]])
+@pytest.mark.parametrize("left_out", ["", *[item.name for item in fields(PlusParts) if item.default]])
 def test_every_part_can_be_left_out(left_out: str) -> None:
     """All requests end with all their tokens, whatever is left out; the same arguments, the same run."""
     parts = PlusParts().without(left_out) if left_out else PlusParts()
@@ -128,3 +129,34 @@ def test_without_trees_drafts_are_chains() -> None:
         for parts in (PlusParts(), PlusParts().without("trees"))
     ]
     assert widths == [3, 1]
+
+
+def test_hopeless_is_who_cannot_make_it_even_if_favoured() -> None:
+    """Alone a target below what drafting can bring; beside others one that it could have met alone; a prompt too long to read."""
+    scheduling = make_plus("p", PAPER, PlusParts().also("refusing"), PlusConstants()).scheduling
+    assert isinstance(scheduling, PlusScheduling)
+    latency = LatencyModel(PROFILE)  # 10 ms a step alone, 40 ms with 256 rows
+
+    def hopeless(others: int, prompt: int = 8, **targets: float) -> bool:
+        scene = Scene(0.0, [decoding(f"{i}") for i in range(others)], [], 0, latency)
+        return scheduling.hopeless(waiting("a", prompt=prompt, **targets).request, scene)
+
+    assert hopeless(0, tpot=0.001) and not hopeless(0, tpot=0.012)
+    assert hopeless(200, tpot=0.012) and not hopeless(200, tpot=0.1)
+    assert hopeless(0, prompt=256, ttft=0.039) and not hopeless(0, prompt=256, ttft=0.041)
+    assert not hopeless(200)
+
+
+def test_refusing_is_off_unless_asked_for_and_refuses_the_hopeless_alone() -> None:
+    """Past capacity: who is refused has missed, gets no token, and leaves more for those who stay."""
+    timed = requests(64, 0.001, 0.009)
+    good = random_recording(np.random.default_rng(0))
+    found = {}
+    for name in ("adaserve+", "adaserve+:with-refusing"):
+        results = simulate(timed, make_policy(name, PAPER), Machine(PROFILE), good).results
+        refused = [r for r in results if r.finish is FinishReason.REFUSED]
+        assert all(r.output_tokens == 0 and r.attained is False for r in refused)
+        assert summarize(name, results).refused == len(refused) and len(results) == 64
+        found[name] = len(refused), sum(r.attained is True for r in results)
+    assert found["adaserve+"][0] == 0 < found["adaserve+:with-refusing"][0] < 64
+    assert found["adaserve+:with-refusing"][1] > found["adaserve+"][1]

@@ -32,7 +32,7 @@ def test_the_budget_follows_the_machine_unless_it_is_given() -> None:
 def test_no_stalls_and_full_steps(lengths: list[int], budget: int) -> None:
     """Whoever decodes gains a token in every step, and prompts fill each step's budget as long as there are any."""
     made = scheduler("sarathi", pages=400, slots=8, overrides=Overrides(budget=budget))
-    made.admit([request(f"r{i}", length, output=40, stem=i) for i, length in enumerate(lengths)])
+    made.admit([request(f"r{i}", length, output=40, stem=i) for i, length in enumerate(lengths)], 0.0)
     begun: set[str] = set()
     for now in range(30):
         waiting = sum(lengths) - sum(made.state(slot).computed for slot in range(made.running))

@@ -57,9 +57,9 @@ SLOW = Profile("slow", {1: 1.0, 10: 10.0}, 0.0, {}, 0.0, 0.0, 0.0, 1.0)
 def test_relaxed_requests_sit_out_and_keep_their_pages() -> None:
     """Two urgent requests with a target of 3 ms leave room for one more row; when they end, all others decode."""
     made = scheduler("priority", slots=5, profile=SLOW)
-    made.admit([request(f"relaxed{i}", 5, output=20, tpot=1.0, stem=i) for i in range(3)])
+    made.admit([request(f"relaxed{i}", 5, output=20, tpot=1.0, stem=i) for i in range(3)], 0.0)
     step(made, 0.0)
-    made.admit([request(f"urgent{i}", 5, output=4, tpot=0.003, stem=9 + i) for i in range(2)])
+    made.admit([request(f"urgent{i}", 5, output=4, tpot=0.003, stem=9 + i) for i in range(2)], 0.0)
     step(made, 1.0)
     for now in (2.0, 3.0, 4.0):
         held = [list(made.state(slot).pages) for slot in range(5)]
@@ -75,9 +75,9 @@ def test_relaxed_requests_sit_out_and_keep_their_pages() -> None:
 def test_urgent_requests_overtake_and_displace() -> None:
     """With all slots taken, the urgent newcomer gets that of the most relaxed, youngest request, which comes back later."""
     made = scheduler("priority", slots=2)
-    made.admit([request("a", 9, output=6, tpot=0.05, stem=1), request("b", 9, output=6, tpot=0.05, stem=2)])
+    made.admit([request("a", 9, output=6, tpot=0.05, stem=1), request("b", 9, output=6, tpot=0.05, stem=2)], 0.0)
     step(made, 0.0)
-    made.admit([request("c", 9, output=3, tpot=0.05, stem=3), request("d", 9, output=3, tpot=0.01, stem=4)])
+    made.admit([request("c", 9, output=3, tpot=0.05, stem=3), request("d", 9, output=3, tpot=0.01, stem=4)], 0.0)
     plan, _ = step(made, 1.0)
     assert plan.released == (1,) and names(made, tuple(p.slot for p in plan.placed)) == ["d"]
     ended = []
@@ -92,7 +92,7 @@ def test_urgent_requests_overtake_and_displace() -> None:
 
 def test_equals_do_not_displace_each_other() -> None:
     made = scheduler("priority", slots=1)
-    made.admit([request("a", 9, tpot=0.05), request("c", 9, stem=2), request("b", 9, tpot=0.05, stem=1)])
+    made.admit([request("a", 9, tpot=0.05), request("c", 9, stem=2), request("b", 9, tpot=0.05, stem=1)], 0.0)
     order = []
     for now in range(30):
         if not made.running and not made.waiting:
@@ -105,9 +105,9 @@ def test_equals_do_not_displace_each_other() -> None:
 def test_page_shortage_takes_from_the_most_relaxed() -> None:
     """Growing requests pre-empt the most relaxed one although it is not the youngest."""
     made = scheduler("priority", pages=13, slots=3, reuse=False, profile=replace(PROFILE, verify_ms_by_rows={1: 0.001}))
-    made.admit([request("relaxed", 3, output=20, tpot=1.0), request("a", 3, output=20, tpot=0.1, stem=1)])
+    made.admit([request("relaxed", 3, output=20, tpot=1.0), request("a", 3, output=20, tpot=0.1, stem=1)], 0.0)
     step(made, 0.0)
-    made.admit([request("b", 3, output=20, tpot=0.1, stem=2)])
+    made.admit([request("b", 3, output=20, tpot=0.1, stem=2)], 0.0)
     preempted: list[str] = []
     for now in range(1, 120):
         if not made.running and not made.waiting:

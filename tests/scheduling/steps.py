@@ -21,6 +21,7 @@ def request(
     prompt: int,
     output: int = 8,
     tpot: float | None = None,
+    ttft: float | None = None,
     stem: int = 0,
     slo_class: str | None = None,
     arrived: float = 0.0,
@@ -28,7 +29,7 @@ def request(
     """A request for `output` tokens; of two with the same stem one prompt begins with the other."""
     tokens = tuple(random.Random(stem).choices(range(50), k=prompt))
     sampling = SamplingParams(max_tokens=output)
-    return Request(name, tokens, sampling, Targets(tpot=tpot), seed=0, arrived=arrived, slo_class=slo_class)
+    return Request(name, tokens, sampling, Targets(tpot=tpot, ttft=ttft), seed=0, arrived=arrived, slo_class=slo_class)
 
 
 def waiting(name: str, prompt: int = 3, produced: int = 0, **facts: float) -> RequestState:
@@ -52,6 +53,7 @@ def scheduler(
     constants: Constants = CONSTANTS,
     overrides: Overrides | None = None,
     profile: Profile = PROFILE,
+    drafting: Drafting = Drafting.MODEL,
 ) -> Scheduler:
     """A scheduler with pages of four tokens."""
     return Scheduler(
@@ -59,7 +61,7 @@ def scheduler(
         latency=LatencyModel(profile),
         pages=PagePool(pages, 4),
         slots=slots,
-        drafting=Drafting.MODEL,
+        drafting=drafting,
         reuse_prefixes=reuse,
     )
 

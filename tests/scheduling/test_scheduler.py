@@ -7,11 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adaserve.policy.adaptive import AdaptiveScheduling, Constants
-from adaserve.policy.policy import Demand
-from adaserve.request import FinishReason, RequestState
+from adaserve.policy.library import Overrides, make_policy
+from adaserve.policy.policy import Demand, Scene
+from adaserve.request import FinishReason, Request, RequestState
 from adaserve.scheduling.need import need
-from adaserve.scheduling.scheduler import READY_LAG
+from adaserve.scheduling.scheduler import READY_LAG, Drafting
 from adaserve.step import StepPlan
+from tests.scheduling import steps
 from tests.scheduling.steps import CONSTANTS, POLICIES, outcome, request, scheduler
 
 
@@ -33,11 +35,11 @@ def test_no_target_no_need() -> None:
 def test_prompts_ride_along_in_chunks() -> None:
     """A prompt is computed in chunks of prompt_rows while others decode; the chunk that ends it draws."""
     made = scheduler()
-    made.admit([request("a", 3)])
+    made.admit([request("a", 3)], 0.0)
     first = made.plan(0.0)
     assert first is not None and [(c.length, c.draws) for c in first.chunks] == [(3, True)]
     made.record(outcome(first), 0.1)
-    made.admit([request("b", 14, stem=1)])
+    made.admit([request("b", 14, stem=1)], 0.0)
     lengths = []
     for step in range(3):
         plan = made.plan(0.2 + step)
@@ -50,11 +52,11 @@ def test_prompts_ride_along_in_chunks() -> None:
 def test_continuous_computes_prompts_first_and_alone() -> None:
     """vLLM's order: nobody decodes while a prompt waits, and nobody drafts."""
     made = scheduler("continuous")
-    made.admit([request("a", 3)])
+    made.admit([request("a", 3)], 0.0)
     plan = made.plan(0.0)
     assert plan is not None
     made.record(outcome(plan), 0.1)
-    made.admit([request("b", 40, stem=1)])
+    made.admit([request("b", 40, stem=1)], 0.0)
     prompt = made.plan(0.2)
     assert prompt is not None and prompt.decoding == () and [c.length for c in prompt.chunks] == [40]
     made.record(outcome(prompt), 0.3)
@@ -65,11 +67,11 @@ def test_continuous_computes_prompts_first_and_alone() -> None:
 def test_shared_prefixes_are_computed_once() -> None:
     """A second request with the same prompt finds its full pages computed, the draft's too."""
     made = scheduler(constants=replace(CONSTANTS, idle_prompt_rows=100))
-    made.admit([request("a", 18)])
+    made.admit([request("a", 18)], 0.0)
     plan = made.plan(0.0)
     assert plan is not None
     made.record(outcome(plan), 0.1)
-    made.admit([request("b", 18)])
+    made.admit([request("b", 18)], 0.0)
     plan = made.plan(0.2)
     assert plan is not None and [(c.start, c.length) for c in plan.chunks] == [(16, 2)]
     assert [(c.start, c.length) for c in plan.catch_up] == [(16, 2)]
@@ -79,7 +81,7 @@ def test_a_draft_left_behind_catches_up_before_it_speculates() -> None:
     """Steps of depth 0 leave the draft behind; it then computes what it missed, at most READY_LAG tokens beside speculation."""
     # Two rows: Eq. 8 gives depth 0 as long as two requests decode, then depth 1.
     made = scheduler(constants=replace(CONSTANTS, verify_rows=2))
-    made.admit([request("a", 5, output=100), request("b", 5, output=40, stem=1)])
+    made.admit([request("a", 5, output=100), request("b", 5, output=40, stem=1)], 0.0)
     depths = []
     for step in range(80):
         plan = made.plan(float(step))
@@ -101,7 +103,7 @@ def test_a_draft_left_behind_catches_up_before_it_speculates() -> None:
 def test_cancel_frees_everything() -> None:
     """Waiting and running requests end at once, and the pages are free."""
     made = scheduler(slots=1)
-    made.admit([request("a", 9), request("b", 9)])
+    made.admit([request("a", 9), request("b", 9)], 0.0)
     plan = made.plan(0.0)
     assert plan is not None
     made.record(outcome(plan), 0.1)
@@ -165,7 +167,7 @@ def test_every_admitted_request_ends_exactly_once(data: st.DataObject, policy: s
         if step < 20 and data.draw(st.booleans()):
             name = f"r{step}"
             facts = {"tpot": data.draw(st.sampled_from([None, 0.002, 0.02])), "slo_class": data.draw(st.sampled_from("ab"))}
-            made.admit([request(name, data.draw(st.integers(1, 24)), data.draw(st.integers(1, 16)), stem=step % 3, **facts)])
+            made.admit([request(name, data.draw(st.integers(1, 24)), data.draw(st.integers(1, 16)), stem=step % 3, **facts)], 0.0)
             open_ids.add(name)
         if open_ids and data.draw(st.integers(0, 9)) == 0:
             ended += [p.state.request.id for p in made.cancel({data.draw(st.sampled_from(sorted(open_ids)))})]
@@ -195,3 +197,27 @@ def test_every_admitted_request_ends_exactly_once(data: st.DataObject, policy: s
         ended += [p.state.request.id for p in made.record(outcome(plan), 100.5 + step) if p.state.finish is not None]
     assert not open_ids - set(ended) and len(ended) == len(set(ended))
     assert made.usage() == 0
+
+
+@pytest.mark.parametrize(("drafting", "each"), [(Drafting.MODEL, 3 * 2), (Drafting.BOTH, 3 * 2 + 3)])
+def test_look_up_beside_a_model_adds_a_chain_of_nodes(drafting: Drafting, each: int) -> None:
+    """Nodes are priced one by one, and there is a price for as many as are proposed."""
+    made = scheduler("adaserve+", overrides=Overrides(depth=3, width=2), drafting=drafting)
+    made.admit([request("a", 3, output=40)], 0.0)
+    steps.step(made, 0.0)
+    plan, _ = steps.step(made, 0.1)
+    assert plan.limits.nodes == each and len(plan.limits.price) == each + 1
+
+
+def test_who_is_hopeless_is_refused_and_the_others_are_not() -> None:
+    """The policy sees all who run or wait, those of the same call included."""
+    seen: list[list[str]] = []
+
+    def hopeless(newcomer: Request, scene: Scene) -> bool:
+        seen.append([s.request.id for s in scene.decoding])
+        return newcomer.id == "b"
+
+    made = scheduler(replace(make_policy("adaserve", CONSTANTS), hopeless=hopeless))
+    refused = made.admit([request("a", 3), request("b", 3), request("c", 3)], 0.0)
+    assert [(p.state.request.id, p.state.finish, p.tokens) for p in refused] == [("b", FinishReason.REFUSED, ())]
+    assert (made.waiting, seen) == (2, [[], ["a"], ["a"]])

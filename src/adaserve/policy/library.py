@@ -25,6 +25,9 @@ PLUS = "adaserve+"
 WITHOUT = f"{PLUS}:no-"
 """Begins the names of `adaserve+` with parts left out: adaserve+:no-priced, adaserve+:no-priced,coupled."""
 
+WITH = f"{PLUS}:with-"
+"""Begins the names of `adaserve+` with parts in use that it leaves out by itself: adaserve+:with-refusing."""
+
 
 @dataclass(frozen=True)
 class Overrides:
@@ -65,7 +68,7 @@ def _family(name: str) -> str:
     """The entry of _MAKERS that a name belongs to; the name itself where there is none."""
     if name.startswith("spec:"):
         return "spec:K"
-    return PLUS if name.startswith(WITHOUT) else name
+    return PLUS if name.startswith((WITHOUT, WITH)) else name
 
 
 def _fixed_draft(name: str) -> tuple[int, int] | None:
@@ -92,6 +95,8 @@ def _plus(name: str, constants: Constants, chosen: Overrides) -> Policy:
     parts = PlusParts()
     for left_out in name.removeprefix(WITHOUT).split(",") if name.startswith(WITHOUT) else ():
         parts = parts.without(left_out)
+    for used in name.removeprefix(WITH).split(",") if name.startswith(WITH) else ():
+        parts = parts.also(used)
     return make_plus(name, paper, parts, plus, budget=chosen.budget, depth=chosen.depth, width=chosen.width)
 
 

@@ -1,6 +1,6 @@
 """A policy: Discipline (who is served), Scheduling (how a step's rows are shared out), Selection (which nodes are verified)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -8,7 +8,7 @@ from adaserve.latency import LatencyModel
 from adaserve.policy.discipline import FIRST_COME, Discipline
 from adaserve.policy.memory import Memory
 from adaserve.policy.selection import Selection
-from adaserve.request import RequestState
+from adaserve.request import Request, RequestState
 from adaserve.step import Order, StepOutcome
 
 
@@ -78,6 +78,10 @@ class Scheduling(Protocol):
         ...
 
 
+Hopeless = Callable[[Request, Scene], bool]
+"""Whether a request that comes cannot attain its SLO any more; the scene's decoding requests are all who run or wait."""
+
+
 class Learner(Protocol):
     """Learns from every step; what a policy knows beyond the requests' states lives in one."""
 
@@ -94,6 +98,7 @@ class Policy:
     learner: is told of every step; None if the policy remembers nothing.
     coupled: whether drafts are ranked by the noise of the target's draws too.
     memory: what it learned that is worth keeping between starts; None if nothing is.
+    hopeless: who is refused on arrival; None to take everybody in.
     """
 
     name: str
@@ -105,3 +110,4 @@ class Policy:
     learner: Learner | None = None
     coupled: bool = False
     memory: Memory | None = None
+    hopeless: Hopeless | None = None

@@ -12,11 +12,21 @@ READY_LAG = 6
 
 
 class Drafting(Enum):
-    """What proposes trees: nothing, prompt look-up, or a draft model whose own cache must be kept up to date."""
+    """What proposes trees: nothing, prompt look-up, a draft model whose own cache must be kept up to date, or both in one."""
 
     NONE = "none"
     LOOKUP = "lookup"
     MODEL = "model"
+    BOTH = "both"
+
+    @property
+    def has_model(self) -> bool:
+        """Whether a draft model takes part."""
+        return self in (Drafting.MODEL, Drafting.BOTH)
+
+    def nodes(self, depth: int, width: int) -> int:
+        """Most nodes that are proposed to a request: look-up beside a model adds a chain to the beam's tree."""
+        return depth * (width + 1 if self is Drafting.BOTH else width)
 
     def work(
         self,

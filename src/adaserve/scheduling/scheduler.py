@@ -74,10 +74,21 @@ class Scheduler:
         """The request that holds a slot, to be looked at and not changed; KeyError if nobody does."""
         return self._running[slot]
 
-    def admit(self, requests: Iterable[Request]) -> None:
-        """Queue new requests."""
+    def admit(self, requests: Iterable[Request], now: float) -> list[Progress]:
+        """Queue new requests; those whom the policy finds hopeless beside all who are here are refused."""
+        refused = []
         for request in requests:
-            self._waiting.push(RequestState(request, list(request.prompt)))
+            state = RequestState(request, list(request.prompt))
+            if self._policy.hopeless is not None and self._policy.hopeless(request, self._everybody(now)):
+                state.finish = FinishReason.REFUSED
+                refused.append(Progress(state, ()))
+            else:
+                self._waiting.push(state)
+        return refused
+
+    def _everybody(self, now: float) -> Scene:
+        """All who run or wait, as if they decoded."""
+        return Scene(now, [*self._running.values(), *self._waiting], (), len(self._waiting), self._latency)
 
     def cancel(self, request_ids: set[str]) -> list[Progress]:
         """End the requests named; everything they held is free at once. Unknown ids are ignored."""
@@ -118,7 +129,7 @@ class Scheduler:
         # Nobody drafts deeper than anybody can use, nor for a budget that prompts have spent.
         depth = max((most for chunk, most in zip(drafting, room, strict=True) if chunk is not None), default=0) if nodes else 0
         drafts = len(drafting) - drafting.count(None)
-        fitting = min(nodes, drafts * depth * share.width)
+        fitting = min(nodes, drafts * self._drafting.nodes(depth, share.width))
         likely = fitting if share.nodes is None else min(fitting, share.nodes)
         shape = self._shape(decoding, chunks, drafting, catch_up, depth, share.width, likely)
         predicted = self._latency.predict(shape)
@@ -266,7 +277,7 @@ class Scheduler:
         """What the step will look like if every node that fits is chosen: the basis of the predicted duration t."""
         context = sum(len(s.tokens) for s in decoding) + sum(c.start + c.length for c in chunks)
         rows = len(decoding) + nodes + sum(c.length for c in chunks)
-        if self._drafting is not Drafting.MODEL:
+        if not self._drafting.has_model:
             return StepShape(rows, context)
         return StepShape(rows, context, *draft_work(drafting, catch_up, depth, width))
 

@@ -15,7 +15,7 @@ from adaserve.server.choice import Piece
 from adaserve.server.engine_link import EngineLink
 from adaserve.server.limits import ABORT
 from adaserve.server.monitor import Monitor
-from adaserve.server.problems import RequestFailed, problem_of
+from adaserve.server.problems import OutOfReach, RequestFailed, problem_of
 from adaserve.server.streams import SlowReader, Stream
 
 logger = logging.getLogger("adaserve.server")
@@ -36,7 +36,7 @@ class Call:
         self._place = {choice.request.id: index for index, choice in enumerate(answer.choices)}
 
     async def pieces(self) -> AsyncIterator[list[tuple[int, Piece]]]:
-        """Follow the call to its end: batches of (choice, piece). Raises what broke the stream, and RequestFailed."""
+        """Follow the call to its end: batches of (choice, piece). Raises what broke the stream, OutOfReach and RequestFailed."""
         while not self.answer.finished:
             batch = []
             for at, news in await self.stream.take():
@@ -48,6 +48,8 @@ class Call:
                     self._link.halt(news.id)
                 if news.finish is not None and choice.result is not None:
                     self._monitor.ended(choice.request, choice.result)
+                if choice.finish == "refused":
+                    raise OutOfReach(choice.request.targets)
                 if choice.finish in ("error", "cancelled"):
                     raise RequestFailed("the engine could not finish this request")
                 batch.append((index, piece))

@@ -5,6 +5,10 @@ from dataclasses import dataclass
 from enum import Enum
 
 from adaserve.errors import AdaServeError, EngineFailed, InvalidRequest, ModelNotFound, Overloaded, PromptTooLong
+from adaserve.request import Targets
+
+RETRY_REFUSED = 1.0
+"""Seconds after which who was refused for its targets may ask again: what runs now may have ended."""
 
 
 class Kind(Enum):
@@ -22,6 +26,7 @@ class Kind(Enum):
     NOT_JSON = (415, "invalid_request_error", "unsupported_media_type")
     HEAD_TOO_LARGE = (431, "invalid_request_error", "headers_too_large")
     OVERLOADED = (429, "rate_limit_error", "queue_full")
+    OUT_OF_REACH = (429, "rate_limit_error", "slo_out_of_reach")
     LOADING = (503, "service_unavailable", "loading")
     STOPPING = (503, "service_unavailable", "shutting_down")
     FAILED = (503, "service_unavailable", "engine_failed")
@@ -66,6 +71,15 @@ class RequestFailed(EngineFailed):
     """The engine gave up on one request; the others live on."""
 
 
+class OutOfReach(AdaServeError):
+    """A request was refused on arrival: beside those that run and wait, its targets cannot be met."""
+
+    def __init__(self, targets: Targets) -> None:
+        stated = (("TPOT", targets.tpot), ("TTFT", targets.ttft))
+        asked = " and ".join(f"{name} {seconds * 1e3:.3g} ms" for name, seconds in stated if seconds is not None)
+        super().__init__(f"at this load the target cannot be met ({asked}): state a more relaxed one, or try again later")
+
+
 class Stopping(EngineFailed):
     """The server is shutting down, and its grace time has run out."""
 
@@ -78,6 +92,8 @@ def problem_of(error: AdaServeError) -> Problem:
         return Problem(Kind.INVALID, str(error), error.param)
     if isinstance(error, Overloaded):
         return Problem(Kind.OVERLOADED, str(error), retry_after=error.retry_after)
+    if isinstance(error, OutOfReach):
+        return Problem(Kind.OUT_OF_REACH, str(error), "slo", retry_after=RETRY_REFUSED)
     if isinstance(error, ModelNotFound):
         return Problem(Kind.NO_MODEL, str(error), "model")
     if isinstance(error, RequestFailed):

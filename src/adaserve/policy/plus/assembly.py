@@ -43,4 +43,5 @@ def make_plus(
         learner=scheduling,
         coupled=parts.coupled,
         memory=calibration if parts.calibrated else None,
+        hopeless=scheduling.hopeless if parts.refusing else None,
     )

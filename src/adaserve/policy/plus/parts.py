@@ -16,6 +16,7 @@ class PlusParts:
     admitting: slots and prompt rows go by when first tokens are due, to those that can still attain first; otherwise by arrival.
     coupled: drafts are ranked by the noise of the target's draws too.
     trees: drafts may be wider than one node a depth; otherwise chains.
+    refusing: who comes and cannot attain beside those who are here is refused at once. Not in use unless asked for.
     """
 
     calibrated: bool = True
@@ -25,13 +26,21 @@ class PlusParts:
     admitting: bool = True
     coupled: bool = True
     trees: bool = True
+    refusing: bool = False
 
     def without(self, name: str) -> "PlusParts":
         """The same with one part left out. Raises InvalidConfig, naming the parts there are."""
+        return self._with(name, False)
+
+    def also(self, name: str) -> "PlusParts":
+        """The same with one part in use. Raises InvalidConfig, naming the parts there are."""
+        return self._with(name, True)
+
+    def _with(self, name: str, used: bool) -> "PlusParts":
         names = [item.name for item in fields(self)]
         if name not in names:
             raise InvalidConfig(f"adaserve+ has no part {name!r}: choose one of {', '.join(names)}")
-        return PlusParts(**{item: getattr(self, item) and item != name for item in names})
+        return PlusParts(**{item: used if item == name else getattr(self, item) for item in names})
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,7 @@ class PlusConstants:
     depth_max, width_max: of the trees. draft_rows: most rows of a draft pass after the first, which bounds the width.
     prompt_worth: of a prompt row, in tokens.
     prompt_rows, idle_prompt_rows: most prompt rows a step, while requests decode and while none does.
+    prompt_least: share of the prompt rows of a fixed split, as found for the machine, that are read whatever the slack.
     prompt_stretch: most baselines by which prompt rows may lengthen a step while requests decode.
     slot_share: share of the time that a request may wait for its first token in which it must get a slot.
     reading_rows: prompt tokens yet to compute of those who have slots, from which on nobody else gets one.
@@ -56,7 +66,8 @@ class PlusConstants:
     draft_rows: int = 32
     prompt_worth: float = 0.5
     prompt_rows: int = 256
-    prompt_stretch: float = 4.0
+    prompt_least: float = 0.5
+    prompt_stretch: float = 2.0
     idle_prompt_rows: int = 512
     slot_share: float = 0.75
     reading_rows: int = 2048

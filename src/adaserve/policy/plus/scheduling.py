@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import replace
 
 from adaserve.policy.adaptive import AdaptiveScheduling
 from adaserve.policy.plus.calibration import Calibration
@@ -9,7 +10,7 @@ from adaserve.policy.plus.parts import PlusConstants, PlusParts
 from adaserve.policy.plus.slack import allowed, is_lost, rows_due
 from adaserve.policy.plus.yields import Yields
 from adaserve.policy.policy import Demand, RowShare, Scene
-from adaserve.request import RequestState
+from adaserve.request import Request, RequestState
 from adaserve.step import StepOutcome, StepShape
 from adaserve.tree import MAX_NODES
 
@@ -72,7 +73,7 @@ class PlusScheduling:
         if not self._parts.priced:
             return RowShare(True, prompt_rows, fixed.budget, depth, width, pace=aim, spared=spared)
         # Room to verify half as many again as usual: selection stops where nodes cease to pay.
-        most = min(drafting * depth * width, nodes + nodes // 2 + 16)
+        most = nodes + nodes // 2 + 16 if depth else 0
         rows = demand.decoding + min(prompt_rows, demand.prompt) + most
         return RowShare(
             decode=True,
@@ -85,6 +86,23 @@ class PlusScheduling:
             spared=spared,
             token_price=self._yields.seconds_per_token,
         )
+
+    def hopeless(self, request: Request, scene: Scene) -> bool:
+        """Whether a newcomer cannot attain even if it is favoured above all who are here already, as long as they are.
+
+        Its prompt alone would take longer than its TTFT target, or its tokens come slower than its TPOT target although nobody
+        but it were drafted for. scene.decoding: all who run or wait, as if they decoded.
+        """
+        targets, prompt, latency = request.targets, len(request.prompt), scene.latency
+        most = self._constants.idle_prompt_rows
+        if targets.ttft is not None:
+            reading = sum(latency.predict(StepShape(min(most, prompt - at), at)) for at in range(0, prompt, most))
+            if reading > targets.ttft:
+                return True
+        if targets.tpot is None:
+            return False
+        newcomer = RequestState(request, list(request.prompt))
+        return self._swiftest(replace(scene, decoding=[*scene.decoding, newcomer])) > targets.tpot
 
     def _width(self, drafting: int) -> int:
         if not self._parts.trees:
@@ -127,7 +145,7 @@ class PlusScheduling:
         return deepest
 
     def _prompt_rows(self, scene: Scene, spared: frozenset[str], depth: int, width: int, nodes: int) -> int:
-        """As many prompt rows as pay and leave the running requests on target; a few more where first tokens press."""
+        """As many prompt rows as pay and leave the running requests on target; a few always, more where first tokens press."""
         c = self._constants
         waiting = sum(len(s.tokens) - s.computed for s in scene.backlog)
         if not waiting:
@@ -145,9 +163,10 @@ class PlusScheduling:
         room = c.prompt_stretch * scene.latency.baseline
         room = room if limit is None else min(room, limit - base)
         by_slack = bisect_right(costs, room) - 1
+        least = max(1, round(c.prompt_least * self._paper.constants.prompt_rows))
         by_price = self._worthwhile(scene, min(len(scene.decoding), nodes), most)
         due = round(rows_due(scene.backlog, scene.now, scene.latency.baseline, c.wait_share) * (base + costs[max(by_slack, 0)]))
-        return max(1, min(most, max(min(by_slack, by_price), min(due, LEAST))))
+        return min(most, max(min(by_slack, by_price), min(due, LEAST), least))
 
     def _worthwhile(self, scene: Scene, nodes: int, most: int) -> int:
         """The number of prompt rows with the largest surplus over what they cost beside the roots and the best `nodes` nodes."""
