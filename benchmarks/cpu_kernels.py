@@ -137,19 +137,19 @@ def attention(count: int, nodes: int, context: int, repeats: int) -> dict[str, f
     batch = requests(count, nodes, context)
     rows = batch.tail_start + count * TAIL_ROWS
     q = torch.randn(count * (nodes + 1), HEADS, HEAD_DIM)
-    pools = {
-        name: [torch.randn(2, rows, KV_HEADS, HEAD_DIM).to(dtype) for _ in range(LAYERS)]
-        for name, dtype in (("bf16 pool", torch.bfloat16), ("fp32 pool", torch.float32))
-    }
+    wide = [torch.randn(2, rows, KV_HEADS, HEAD_DIM) for _ in range(LAYERS)]
+    narrow = [pool.bfloat16() for pool in wide]
 
-    def run(pool: list[Tensor]) -> Callable[[], None]:
+    def run(pools: list[Tensor], path: Path) -> Callable[[], None]:
         def go() -> None:
-            for keys, values in pool:
-                attend(q, keys, values, batch, HEAD_DIM**-0.5)
+            for keys, values in pools:
+                attend(q, keys, values, batch, HEAD_DIM**-0.5, path=path)
 
         return go
 
-    found = times({name: run(pool) for name, pool in pools.items()}, repeats)
+    paths = [path for path in (Path.DOT, Path.FMA) if path in available_paths()]
+    runs: dict[str, Callable[[], object]] = {f"{path.value}, bf16 pool": run(narrow, path) for path in paths}
+    found = times(runs | {"fma, fp32 pool": run(wide, Path.FMA)}, repeats)
     size = 2 * 2 * count * context * KV_HEADS * HEAD_DIM * LAYERS  # bytes in bfloat16
     note = f"{size / 1e6:.0f} / {2 * size / 1e6:.0f} MB"
     return show(f"attention, {count} x {nodes + 1} rows at {context}", found, note)
