@@ -148,15 +148,28 @@ def test_hopeless_is_who_cannot_make_it_even_if_favoured() -> None:
 
 
 def test_refusing_is_off_unless_asked_for_and_refuses_the_hopeless_alone() -> None:
-    """Past capacity: who is refused has missed, gets no token, and leaves more for those who stay."""
-    timed = requests(64, 0.001, 0.009)
+    """Past capacity: who is refused has missed and gets no token, and those who stay attain who did not before."""
+    tpots = (0.014, 0.006)  # seconds, in turns
+    timed = [(at, replace(r, targets=Targets(tpots[i % 2]))) for i, (at, r) in enumerate(requests(64, 0.001, None))]
     good = random_recording(np.random.default_rng(0))
     found = {}
     for name in ("adaserve+", "adaserve+:with-refusing"):
         results = simulate(timed, make_policy(name, PAPER), Machine(PROFILE), good).results
         refused = [r for r in results if r.finish is FinishReason.REFUSED]
-        assert all(r.output_tokens == 0 and r.attained is False for r in refused)
+        assert all(r.output_tokens == 0 and r.attained is False and r.targets.tpot == 0.006 for r in refused)
         assert summarize(name, results).refused == len(refused) and len(results) == 64
         found[name] = len(refused), sum(r.attained is True for r in results)
     assert found["adaserve+"][0] == 0 < found["adaserve+:with-refusing"][0] < 64
-    assert found["adaserve+:with-refusing"][1] > found["adaserve+"][1]
+    assert found["adaserve+:with-refusing"][1] > 2 * found["adaserve+"][1]
+
+
+def test_prompts_do_not_trickle_where_nobody_has_slack() -> None:
+    """One request that can just make it leaves no time for prompts: half of the fixed split's rows are read all the same."""
+    late, others = decoding("a", produced=7, tpot=0.010), [decoding(f"{i}") for i in range(50)]
+    scene = Scene(0.060, [late, *others], [waiting("b", prompt=200)], 0, LatencyModel(PROFILE))
+    rows = []
+    for constants in (PlusConstants(), PlusConstants(prompt_least=0.0)):
+        share = make_plus("p", PAPER, PlusParts(), constants).scheduling.share(Demand(51, 200, scene))
+        assert not share.spared
+        rows.append(share.prompt_rows)
+    assert rows[0] == PAPER.prompt_rows // 2 > 2 * rows[1]
