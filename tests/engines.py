@@ -17,6 +17,7 @@ from adaserve.policy.adaptive import Constants
 from adaserve.policy.library import Overrides, make_policy
 from adaserve.policy.policy import Policy
 from adaserve.request import Request, SamplingParams, Targets
+from tests.captures import Replaying
 
 PROFILE = Profile("test", {1: 1.0, 64: 2.0}, 0.001, {1: 0.2, 64: 0.3}, 0.0, 0.1, 0.0, 1.0)
 VOCABULARY = 100
@@ -37,7 +38,7 @@ def tiny_models(seed: int = 0, noise: float = 0.05, scale: float = 4.0, dtype: t
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to run the same requests: everything here must not change a token."""
+    """One way to run the same requests: everything here must not change a token. captured: as by CUDA graphs, so padded too."""
 
     policy: str
     draft: str = "model"
@@ -48,6 +49,7 @@ class Setting:
     page_size: int = 4
     prefix_caching: bool = True
     padded: bool = False
+    captured: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ def engine_for(models: Models, setting: Setting, policy: Policy | None = None) -
     sizes = Sizes(setting.slots, 200, setting.pages, setting.page_size)
     made = policy or make_policy(setting.policy, setting.constants, setting.overrides)
     clock = WallClock()
-    executor = make_executor(used, sizes, clock, padded=setting.padded or None)
+    capture = Replaying if setting.captured else None
+    executor = make_executor(used, sizes, clock, padded=setting.padded or setting.captured or None, capture=capture)
     return assemble_engine(used, sizes, made, PROFILE, clock=clock, executor=executor, prefix_caching=setting.prefix_caching)
 
 

@@ -81,7 +81,9 @@ def draw_step(
         for row in range(tree.rows)
     ]  # fmt: skip
     logits += [target.logits(sequences[slot]) for slot in finishing]
-    described = DrawRows.of(tree, torch.tensor(decoding + finishing), decoding + finishing, history.known, depth)
+    described = DrawRows.of(
+        tree, torch.tensor(decoding + finishing), table.traits(tuple(decoding + finishing)), history.known, depth
+    )
     return tree, draw(torch.stack(logits), described, table, history), depth
 
 
@@ -126,10 +128,11 @@ def test_speculation_gives_the_tokens_of_plain_decoding(samplings: list[Sampling
     assert gained_tokens > 1.2 * tree_steps  # not vacuous: drafts were accepted
 
 
-def greedy_rows(count: int, slots: tuple[int, ...], position: int = 10) -> DrawRows:
+def greedy_rows(table: SamplingTable, slots: tuple[int, ...], position: int = 10) -> DrawRows:
     """Rows without trees: row i belongs to slots[i]."""
-    index = torch.arange(count)
-    return DrawRows(torch.tensor(slots), torch.full((count,), position), index * 0, index, index * 0, 0, tuple(set(slots)))
+    index = torch.arange(len(slots))
+    at = torch.full_like(index, position)
+    return DrawRows(torch.tensor(slots), at, index * 0, index, index * 0, 0, table.traits(slots))
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.9])
@@ -140,9 +143,9 @@ def test_a_row_does_not_depend_on_its_neighbours(top_p: float) -> None:
         table.place(placement(slot, [1], 1, SamplingParams(temperature=0.5 + slot / 4, top_p=top_p), slot))
     logits = torch.randn(count, vocab_size, generator=torch.Generator().manual_seed(1))
     history = history_of({slot: [1] * 10 for slot in range(count)}, count)
-    together = draw(logits, greedy_rows(count, tuple(range(count))), table, history).token
+    together = draw(logits, greedy_rows(table, tuple(range(count))), table, history).token
     for order in ([8, 7, 6, 5, 4, 3, 2, 1, 0], [4], [2, 2, 7], [0, 3, 1]):
-        rows = greedy_rows(len(order), tuple(order))
+        rows = greedy_rows(table, tuple(order))
         assert torch.equal(draw(logits[order], rows, table, history).token, together[order])
 
 
@@ -152,7 +155,7 @@ def frequencies(sampling: SamplingParams, logits: torch.Tensor, draws: int, one_
     table.place(placement(0, [1, 2], 1, sampling, 1234))
     index = torch.arange(draws)
     position = torch.full_like(index, 50) if one_noise else index + 2
-    rows = DrawRows(index * 0, position, index * 0, index, index * 0, 0, (0,))
+    rows = DrawRows(index * 0, position, index * 0, index, index * 0, 0, table.traits((0,)))
     token = draw(logits.expand(draws, -1), rows, table, history_of({0: [1, 2]}, 1)).token
     return token.bincount(minlength=logits.shape[0])
 
@@ -199,7 +202,8 @@ def test_successive_positions_seeds_and_choices_are_independent() -> None:
     def pairs(second: Placement, shift: int) -> torch.Tensor:
         table.place(placement(0, [1], 1, SamplingParams(temperature=1.0), 77))
         table.place(second)
-        rows = DrawRows(index // size, index % size + 5 + shift * (index // size), index * 0, index, index * 0, 0, (0, 1))
+        place = index % size + 5 + shift * (index // size)
+        rows = DrawRows(index // size, place, index * 0, index, index * 0, 0, table.traits((0, 1)))
         token = draw(logits, rows, table, history_of({}, 2)).token
         return (token[:size] * vocab_size + token[size:]).bincount(minlength=vocab_size**2)
 
@@ -226,7 +230,7 @@ def test_ids_are_valid_and_bad_rows_are_flagged(vocab_size: int, dtype: torch.dt
         table = SamplingTable(5, vocab_size)
         for slot in range(5):
             table.place(placement(slot, [1], 1, sampling, slot))
-        draws = draw(logits, greedy_rows(5, (0, 1, 2, 3, 4)), table, history_of({slot: [1] for slot in range(5)}, 5))
+        draws = draw(logits, greedy_rows(table, (0, 1, 2, 3, 4)), table, history_of({slot: [1] for slot in range(5)}, 5))
         assert ((draws.token >= 0) & (draws.token < vocab_size)).all()
         assert draws.finite.tolist() == [True, False, False, False, False]
 
@@ -234,7 +238,7 @@ def test_ids_are_valid_and_bad_rows_are_flagged(vocab_size: int, dtype: torch.dt
 def test_one_impossible_logit_is_not_an_error() -> None:
     table = SamplingTable(1, 3)
     table.place(placement(0, [1], 1, SamplingParams(temperature=1), 0))
-    draws = draw(torch.tensor([[-math.inf, 0.0, -math.inf]]), greedy_rows(1, (0,)), table, history_of({0: [1]}, 1))
+    draws = draw(torch.tensor([[-math.inf, 0.0, -math.inf]]), greedy_rows(table, (0,)), table, history_of({0: [1]}, 1))
     assert draws.token.tolist() == [1] and draws.finite.all()
 
 
@@ -243,7 +247,7 @@ def test_ties_go_to_the_lowest_id() -> None:
     table.place(placement(0, [1], 1, SamplingParams(temperature=0), 0))
     logits = torch.zeros(1, 1000)
     logits[0, [300, 700, 999]] = 2
-    assert draw(logits, greedy_rows(1, (0,)), table, history_of({0: [1]}, 1)).token.tolist() == [300]
+    assert draw(logits, greedy_rows(table, (0,)), table, history_of({0: [1]}, 1)).token.tolist() == [300]
 
 
 def test_rows_of_others_are_not_processed() -> None:
@@ -254,7 +258,7 @@ def test_rows_of_others_are_not_processed() -> None:
     logits = torch.zeros(2, VOCAB)
     logits[:, 1], logits[:, 2] = 1.0, 0.5
     history = history_of({0: [4, 1], 1: [4, 1], 2: []}, 3)
-    rows = greedy_rows(2, (0, 1))
+    rows = greedy_rows(table, (0, 1))
     assert draw(logits, rows, table, history).token.tolist() == [1, 2]
     assert process(logits, torch.tensor([1]), rows, table, history)[0, :3].tolist() == [0.0, -1.0, 0.5]
     assert logits[1, 1] == 1.0

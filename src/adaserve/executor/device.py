@@ -7,8 +7,7 @@ costs nothing, they hold exactly what was chosen.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,7 +24,7 @@ from adaserve.runtime.passes import Passes
 from adaserve.runtime.sampling import DrawRows, Draws, draw
 from adaserve.runtime.slots import SlotTable
 from adaserve.runtime.stopwatch import Stopwatch
-from adaserve.runtime.table import SamplingTable
+from adaserve.runtime.table import SamplingTable, Traits
 from adaserve.runtime.transfer import Bundle, Fetch, bundle, stage, upload
 from adaserve.speculation.drafter import Drafter, Gained
 from adaserve.speculation.verifier import verify
@@ -42,6 +41,10 @@ class Trace:
     logits: Tensor  # [B + C, V]
     verdict: Verdict
     results: Bundle
+
+    def without_logits(self) -> "Trace":
+        """The same for a graph to keep, which would keep their memory to itself."""
+        return replace(self, logits=self.logits.new_empty(0, self.logits.shape[1]))
 
 
 @dataclass(frozen=True)
@@ -159,57 +162,83 @@ class DeviceExecutor:
         What was accepted is kept as well, on the device: its keys and values go from tails to pages, its tokens become known.
         """
         self._stopwatch.mark()
+        self._trace = self._check(plan, candidates, chosen)
+        self._stopwatch.mark()
+        return self._trace.verdict
+
+    def _check(self, plan: StepPlan, candidates: CandidateTree, chosen: Tensor) -> Trace:
+        """The device's work of `verify`, in captured calls where it may be captured.
+
+        Prompt chunks are of too many sizes for one call: then what comes before and after the pass is captured, and the pass by
+        itself for buckets of sizes. Edited and described logits depend on more than a key can say.
+        """
         drawing = tuple(c.slot for c in plan.chunks if c.draws)
         slots = plan.decoding + drawing
         longest = max((*(self._known[s] for s in plan.decoding), *(c.start + c.length for c in plan.chunks)))
-        spare = self._table.spare
-        count = len(plan.decoding) if spare is None else places(len(plan.decoding))
-        size = None if spare is None else _most_rows(plan, candidates, count)
+        spare, device = self._table.spare, self._table.device
         traits = self._sampling.traits(slots)
-        tensors: Sequence[Tensor] = candidates.token, candidates.parent, candidates.depth, candidates.path_prob, candidates.source
-        if plan.chunks or traits.edits_logits or self._logprobs:
-            slot = upload(slots, self._table.device)  # [n + C]
-            trace = self._check(plan, slots, size, longest, self._passes, slot, chosen, *tensors)
-        else:
-            bound, idle = reach(longest), count - len(plan.decoding)
-            slot = stage([*slots, *[spare or 0] * idle], self._table.device)  # [n], the spare slot for places that are too many
-            if idle:
-                chosen, *tensors = (pad(x, (0, 0, 0, idle)) for x in (chosen, *tensors))
-            key = "verify", size, plan.depth, bound, traits
-            trace = self._capture(key, partial(self._check, plan, slots, size, bound, self._passes.plain), slot, chosen, *tensors)
-        self._trace = trace
-        self._stopwatch.mark()
-        return trace.verdict
+        tensors = candidates.token, candidates.parent, candidates.depth, candidates.path_prob, candidates.source
+        if spare is None or traits.edits_logits or self._logprobs:
+            size = None if spare is None else _most_rows(plan, candidates, len(plan.decoding))
+            slot_of = upload(slots, device)  # [n + C]
+            tree = self._pack(size, slot_of[: len(plan.decoding)], chosen, *tensors)
+            batch = self._table.with_chunks(self._rows(tree, slot_of[: len(plan.decoding)]), plan.chunks)
+            hidden = _drawing_rows(plan, self._passes(batch, longest), 0)
+            return self._draw(tree, candidates, plan.depth, traits, hidden, slot_of)
 
-    def _check(
-        self,
-        plan: StepPlan,
-        slots: tuple[int, ...],
-        size: int | None,
-        longest: int,
-        run: Callable[[ForwardBatch, int], Tensor],
-        slot_of: Tensor,
-        chosen: Tensor,
-        *candidates: Tensor,
+        count = places(len(plan.decoding))
+        idle = [spare] * (count - len(plan.decoding))  # the spare slot, for places that are too many
+        size = _most_rows(plan, candidates, count)
+        slot = stage([*plan.decoding, *idle], device)  # [n]
+        padded = [pad(x, (0, 0, 0, len(idle))) for x in (chosen, *tensors)] if idle else [chosen, *tensors]
+        if not plan.chunks:
+            bound = reach(longest)
+
+            def check(slot: Tensor, chosen: Tensor, *proposed: Tensor) -> Trace:
+                tree = self._pack(size, slot, chosen, *proposed)
+                hidden = self._passes.plain(self._rows(tree, slot), bound)
+                return self._draw(tree, CandidateTree(*proposed), plan.depth, traits, hidden, slot).without_logits()
+
+            return self._capture(("verify", size, plan.depth, bound, traits), check, slot, *padded)
+
+        def rows(slot: Tensor, chosen: Tensor, *proposed: Tensor) -> ForwardBatch:
+            return self._rows(self._pack(size, slot, chosen, *proposed), slot)
+
+        def check_rest(hidden: Tensor, slot_of: Tensor, chosen: Tensor, *proposed: Tensor) -> Trace:
+            tree = self._pack(size, slot_of[:count], chosen, *proposed)  # once more: less than copying what was packed
+            return self._draw(tree, CandidateTree(*proposed), plan.depth, traits, hidden, slot_of).without_logits()
+
+        batch = self._table.with_chunks(self._capture(("rows", size), rows, slot, *padded), plan.chunks)
+        more = [spare] * (places(len(drawing)) - len(drawing))
+        hidden = _drawing_rows(plan, self._passes(batch, longest), len(more))
+        slot_of = stage([*plan.decoding, *idle, *drawing, *more], device)  # [n + C]
+        return self._capture(("draw", size, plan.depth, traits), check_rest, hidden, slot_of, *padded)
+
+    def _pack(self, size: int | None, slot: Tensor, chosen: Tensor, *proposed: Tensor) -> DraftTree:
+        return pack(CandidateTree(*proposed), chosen, self._table.tokens[slot, self._table.known[slot] - 1], size)
+
+    def _rows(self, tree: DraftTree, slot: Tensor) -> ForwardBatch:
+        return self._table.tree_batch(tree, slot, self._pool.tail_start)
+
+    def _draw(
+        self, tree: DraftTree, proposed: CandidateTree, depth: int, traits: Traits, hidden: Tensor, slot_of: Tensor
     ) -> Trace:
-        """The device's work of `verify`. Of the plan it looks at nothing but n, chunks and depth, so that it may be captured."""
+        """Draw at every row, walk the trees, and keep what was accepted.
+
+        hidden [B + C, hidden]. slot_of [n + C]: slots of requests, then of chunks that draw, padding included. Of what the host
+        knows only depth and traits matter here, which are part of the key, so that this may be captured.
+        """
         table, pool = self._table, self._pool
-        n = len(slot_of) - len(slots) + len(plan.decoding)  # requests, padding included
+        n = len(tree.count)
         slot = slot_of[:n]
-        proposed = CandidateTree(*candidates)
-        tree = pack(proposed, chosen, table.tokens[slot, table.known[slot] - 1], size)
-        hidden = run(table.tree_batch(tree, slot, plan.chunks, pool.tail_start), longest)  # [B + chunk rows, hidden]
-        if plan.chunks:
-            ends = [end for end, c in zip(_ends(plan, tree.rows), plan.chunks, strict=True) if c.draws]
-            hidden = hidden[torch.cat([torch.arange(tree.rows, device=table.device), upload(ends, table.device)])]
         logits = self._target.logits(hidden)  # [B + C, V]
-        draws = draw(logits, DrawRows.of(tree, slot_of, slots, table.known, plan.depth), self._sampling, table.history)
-        verdict = verify(tree, draws.token[: tree.rows], plan.depth)
+        draws = draw(logits, DrawRows.of(tree, slot_of, traits, table.known, depth), self._sampling, table.history)
+        verdict = verify(tree, draws.token[: tree.rows], depth)
 
         nodes = verdict.accepted & (tree.depth > 0)  # [B]
         pool.move(*table.accepted_rows(tree, nodes, tree.node, slot, pool.tail_start))
         if self._drafter is not None:
-            self._drafter.keep(plan.depth, table, slot, tree, verdict.accepted)
+            self._drafter.keep(depth, table, slot, tree, verdict.accepted)
         first = draws.token[tree.rows :]  # [C]
         table.gain(slot, verdict.tokens, verdict.length)
         if len(slot_of) > n:
@@ -238,7 +267,7 @@ class DeviceExecutor:
         n = len(plan.decoding)
         gained = zip(found.tokens[:n].tolist(), found.length[:n].tolist(), strict=True)
         tokens = tuple(tuple(row[:length]) for row, length in gained)
-        first_tokens = tuple(found.first.tolist())
+        first_tokens = tuple(found.first[: len(drawing)].tolist())
         drafted = _drafted(found)
         context = sum(c.start + c.length for c in plan.chunks) + sum(self._known[s] for s in plan.decoding)
         for s, new in (*zip(plan.decoding, tokens, strict=True), *((c.slot, (0,)) for c in drawing)):
@@ -317,6 +346,15 @@ def _most_rows(plan: StepPlan, candidates: CandidateTree, count: int) -> int:
     return count + nodes if nodes == 0 else places(count + nodes)
 
 
+def _drawing_rows(plan: StepPlan, hidden: Tensor, more: int) -> Tensor:
+    """Of all rows of the pass those that draw: the trees', the last ones of chunks, and `more` for padding.  [B + C, hidden]"""
+    if not plan.chunks:
+        return hidden
+    rows = len(hidden) - sum(c.length for c in plan.chunks)
+    ends = [end for end, c in zip(_ends(plan, rows), plan.chunks, strict=True) if c.draws]
+    return hidden[torch.cat([torch.arange(rows, device=hidden.device), upload([*ends, *[0] * more], hidden.device)])]
+
+
 def _ends(plan: StepPlan, first: int) -> list[int]:
     """The last row of every chunk; chunks follow `first` rows of trees."""
     ends = []
@@ -328,12 +366,12 @@ def _ends(plan: StepPlan, first: int) -> list[int]:
 
 def _failed(plan: StepPlan, found: Found) -> tuple[int, ...]:
     """Slots whose accepted rows, or whose chunk's last row, had no finite logits."""
-    bad = ~found.finite.bool()
+    drawing = [c.slot for c in plan.chunks if c.draws]
+    rows = len(found.row)
+    bad = ~found.finite[: rows + len(drawing)].bool()
     if not bool(bad.any()):
         return ()
-    rows = len(found.row)
     owners = found.row[bad[:rows] & found.accepted.bool()].tolist()
-    drawing = [c.slot for c in plan.chunks if c.draws]
     return (
         *{plan.decoding[i] for i in owners if i < len(plan.decoding)},
         *(drawing[i] for i in bad[rows:].nonzero()[:, 0].tolist()),

@@ -27,7 +27,7 @@ class DrawRows:
     parent    [R] int64  its parent among the rows; roots and prompt rows are their own
     depth     [R] int64  0 for roots and prompt rows
     max_depth            at least the greatest depth, known to the host
-    slots                the slots that occur, known to the host
+    traits               what the requests that occur need together, known to the host
     """
 
     slot: Tensor
@@ -36,13 +36,13 @@ class DrawRows:
     parent: Tensor
     depth: Tensor
     max_depth: int
-    slots: tuple[int, ...]
+    traits: Traits
 
     @staticmethod
-    def of(tree: DraftTree, slot_of: Tensor, slots: tuple[int, ...], known: Tensor, max_depth: int) -> "DrawRows":
+    def of(tree: DraftTree, slot_of: Tensor, traits: Traits, known: Tensor, max_depth: int) -> "DrawRows":
         """Describe the rows of a tree, followed by one row for each prompt chunk that draws.
 
-        slot_of [n + C]: slots of the tree's n requests, then those of the chunks, and `slots`, the same numbers on the host;
+        slot_of [n + C]: slots of the tree's n requests, then those of the chunks; traits: what all of them need (SamplingTable);
         known [slots]: how many tokens of each slot are known, the root or the chunk's last token included.
         """
         device = tree.token.device
@@ -59,7 +59,7 @@ class DrawRows:
             parent=torch.cat([tree.parent, own]),
             depth=depth,
             max_depth=max_depth,
-            slots=slots,
+            traits=traits,
         )
 
 
@@ -85,7 +85,7 @@ def draw(logits: Tensor, rows: DrawRows, table: SamplingTable, history: History)
     logits [R, V] floating. A row is finite when its logits hold neither NaN nor +inf and some token is possible.
     Returns the same token for a row whatever the other rows are.
     """
-    traits = table.traits(rows.slots)
+    traits = rows.traits
     if not traits.edits_logits:
         return _draw(logits, rows.slot, rows.position, table, traits)
     # Only rows of requests that ask are edited, where finding them costs no synchronisation; elsewhere all rows are, with
@@ -102,7 +102,7 @@ def draw(logits: Tensor, rows: DrawRows, table: SamplingTable, history: History)
 
 def process(logits: Tensor, affected: Tensor, rows: DrawRows, table: SamplingTable, history: History) -> Tensor:
     """Return logits of the affected rows after bias, penalties and minimum length, [A, V] float32 or float64; a new tensor."""
-    traits = table.traits(rows.slots)
+    traits = rows.traits
     slot, position = rows.slot[affected], rows.position[affected]  # [A]
     work = logits[affected]
     if work.dtype not in (torch.float32, torch.float64):

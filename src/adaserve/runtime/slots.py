@@ -90,8 +90,8 @@ class SlotTable:
         rows = self.tokens[owner, position], position, position + 1, torch.zeros_like(position), dest
         return self._batch([rows], torch.arange(0, 2 * n + 1, 2, device=self.device), slot, tail_start)
 
-    def tree_batch(self, tree: DraftTree, decoding: Tensor, chunks: Sequence[Chunk], tail_start: int) -> ForwardBatch:
-        """The rows of the trees, masked by ancestors, then the rows of prompt chunks, causal by position; a group each.
+    def tree_batch(self, tree: DraftTree, decoding: Tensor, tail_start: int) -> ForwardBatch:
+        """The rows of the trees, masked by ancestors; a group each, and one of the padding.
 
         decoding [n]: slots. The root is a known token: its key and value go to its page. Draft nodes live in the tail until they
         are accepted.
@@ -103,12 +103,17 @@ class SlotTable:
         dest = torch.where(tree.depth == 0, self.page_rows(slot, known - 1), tail)
         rows = (tree.token, known - 1 + tree.depth, known, tree.mask, dest)
         padding = (tree.count.sum() + len(decoding)).expand(len(self._spares))  # [1], where padding begins, or [0]
+        end = torch.full((1,), tree.rows, device=self.device)  # [1]
+        return self._batch([rows], torch.cat([tree.root, padding, end]), owners, tail_start)
+
+    def with_chunks(self, batch: ForwardBatch, chunks: Sequence[Chunk]) -> ForwardBatch:
+        """The rows of a batch, then those of prompt chunks, causal by position; one group a chunk."""
         if not chunks:
-            end = torch.full((1,), tree.rows, device=self.device)  # [1]
-            return self._batch([rows], torch.cat([tree.root, padding, end]), owners, tail_start)
-        first = torch.cat([tree.root, padding, upload(_starts([c.length for c in chunks]), self.device) + tree.rows])
-        slots = torch.cat([owners, upload([c.slot for c in chunks], self.device)])
-        return self._batch([rows, self._known_rows(chunks)], first, slots, tail_start)
+            return batch
+        rows = (batch.token, batch.position, batch.prefix, batch.mask, batch.dest)
+        ends = upload(_starts([c.length for c in chunks]), self.device) + len(batch.token)  # [C + 1]
+        slot = torch.cat([batch.slot, upload([c.slot for c in chunks], self.device)])
+        return self._batch([rows, self._known_rows(chunks)], torch.cat([batch.start[:-1], ends]), slot, batch.tail_start)
 
     def accepted_rows(
         self, tree: DraftTree, accepted: Tensor, place: Tensor, decoding: Tensor, tail_start: int
