@@ -17,98 +17,36 @@ is launched, as in an engine that plans ahead; without, launching counts too. Th
 """
 
 import argparse
-import gc
 import json
-import statistics
 import sys
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from gpu_models import Bench, add_model_options, build
+from gpu_serve import serve
+from gpu_timing import by_kernel, free_memory, graph_of, milliseconds, print_kernels
 
-from adaserve.assembly import Models, Sizes, assemble_engine, make_executor
+from adaserve.assembly import Models, Sizes, make_executor
 from adaserve.attention.paged import attend
 from adaserve.attention.tiling import tile
 from adaserve.clock import WallClock
-from adaserve.engine import Engine
 from adaserve.executor.device import DeviceExecutor
-from adaserve.executor.shipped import profile_named
 from adaserve.latency import budget_from
 from adaserve.measure import measure_profile
 from adaserve.models.config import ModelConfig
 from adaserve.models.decoder import Decoder
-from adaserve.policy.adaptive import Constants
-from adaserve.policy.library import Overrides, make_policy
-from adaserve.request import Request, SamplingParams, Targets
+from adaserve.request import SamplingParams
 from adaserve.runtime.batch import TAIL_ROWS, ForwardBatch
 from adaserve.runtime.passes import GraphPasses
 from adaserve.runtime.slots import SlotTable
 from adaserve.step import Chunk, Limits, PageGrant, Placement, StepPlan
 
 PAGE = 16
-
-
-AHEAD = 20_000_000
-"""Cycles that the device is kept busy while something is launched: about 10 ms."""
-
-
-def milliseconds(run: Callable[[], object], repeats: int = 20, warm_up: int = 3, *, queued: bool = False) -> float:
-    """Median device time of a call; queued: of one that is launched while the device is busy with something else."""
-    for _ in range(warm_up):
-        run()
-    times = []
-    for _ in range(repeats):
-        if queued:
-            torch.cuda._sleep(AHEAD)
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        run()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end))
-    return statistics.median(times)
-
-
-def graph_of(run: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    """Capture a call."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.stream(stream):
-        run()
-        graph.capture_begin(capture_error_mode="thread_local")
-        run()
-        graph.capture_end()
-    torch.cuda.current_stream().wait_stream(stream)
-    return graph
-
-
-def by_kernel(run: Callable[[], object], repeats: int = 3) -> list[tuple[str, float, int]]:
-    """Device time of a call by kernel, the longest first: name, ms, launches; the first entry is what no kernel used."""
-    from torch.profiler import ProfilerActivity, profile
-
-    run()
-    torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as found:
-        begin = time.perf_counter()
-        for _ in range(repeats):
-            run()
-        torch.cuda.synchronize()
-        wall = (time.perf_counter() - begin) * 1e3 / repeats
-    rows = [(e.key, e.self_device_time_total / 1e3 / repeats, e.count // repeats) for e in found.key_averages()]
-    rows = sorted((r for r in rows if r[1] > 0), key=lambda r: -r[1])
-    return [("wall less kernels", wall - sum(r[1] for r in rows), sum(r[2] for r in rows)), *rows]
-
-
-def print_kernels(rows: list[tuple[str, float, int]], most: int = 14) -> None:
-    for name, ms, count in rows[:most]:
-        print(f"    {ms:8.3f} ms {count:5} x  {name[:110]}")
 
 
 def floor(bench: Bench) -> dict[str, Any]:
@@ -194,7 +132,7 @@ def draft(bench: Bench) -> dict[str, Any]:
         step, queued, first = (found[name][key] for key in ("step_ms", "queued_ms", "first_ms"))
         print(f"  draft, {name}: {step:.3f} ms a step, queued {queued:.3f}, first {first:.3f} ms")
         print_kernels(found[name].pop("kernels"))
-        _free()
+        free_memory()
     return {"draft": found}
 
 
@@ -232,187 +170,6 @@ def _draft_step(bench: Bench, n: int, width: int, context: int) -> dict[str, Any
     }
 
 
-@dataclass(frozen=True)
-class Served:
-    """How an engine fared with requests that came at once."""
-
-    seconds: float
-    tokens: int
-    tpot_ms: float
-    first_ms: float
-    tokens_a_step: float
-    steps: int
-    phases_ms: dict[str, float]
-    idle: float
-
-
-def serve_requests(engine: Engine, requests: list[Request]) -> tuple[Served, dict[str, tuple[int, ...]]]:
-    """Run requests that arrive at once to their end."""
-    torch.cuda.synchronize()
-    start = engine.clock.now()
-    tokens: dict[str, list[int]] = {r.id: [] for r in requests}
-    results = []
-    totals: Counter[str] = Counter()
-    slots = 0
-    for request in requests:
-        engine.add(replace(request, arrived=start))
-    while (report := engine.step()) is not None:
-        for update in report.updates:
-            tokens[update.id] += update.tokens
-            if update.result is not None:
-                results.append(update.result)
-        if report.outcome is not None:
-            times = report.outcome.times
-            totals.update({k: getattr(times, k) for k in ("schedule", "speculate", "select", "verify", "commit")})
-            totals["steps"] += 1
-            totals["gained"] += sum(map(len, report.outcome.tokens))
-            slots += len(report.outcome.plan.decoding)
-    seconds = engine.clock.now() - start
-    busy = totals["speculate"] + totals["select"] + totals["verify"] + totals["commit"]
-    steps = int(totals["steps"])
-    served = Served(
-        seconds=seconds,
-        tokens=sum(map(len, tokens.values())),
-        tpot_ms=statistics.mean(r.tpot for r in results if r.tpot is not None) * 1e3,
-        first_ms=statistics.mean(r.ttft for r in results if r.ttft is not None) * 1e3,
-        tokens_a_step=totals["gained"] / max(slots, 1),
-        steps=steps,
-        phases_ms={k: totals[k] / steps * 1e3 for k in ("schedule", "speculate", "select", "verify", "commit")},
-        idle=1 - busy / seconds,
-    )
-    return served, {name: tuple(t) for name, t in tokens.items()}
-
-
-def requests_of(bench: Bench, count: int, prompt: int, output: int) -> list[Request]:
-    """Greedy requests with prompts and outputs of given lengths."""
-    sampling = SamplingParams(max_tokens=output, temperature=0.0, ignore_eos=True)
-    return [Request(f"{i}", bench.prompt(i, prompt), sampling, Targets(tpot=0.001), seed=i, arrived=0.0) for i in range(count)]
-
-
-SINGLE = ((0, 1), (3, 3), (4, 3), (5, 4), (6, 4), (8, 3))
-"""Depths and widths that one request alone tries; the first is plain decoding."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How a crowd is served. rows: of a verification pass. depth, width: of everybody's tree; None follows Eq. 8 and 9."""
-
-    policy: str
-    rows: int
-    depth: int | None
-    width: int | None
-
-    def __str__(self) -> str:
-        tree = "depth and width by load" if self.depth is None else f"{self.depth} x {self.width}"
-        return f"{self.policy}, {self.rows} rows, {tree}"
-
-
-CROWDS = {
-    64: (
-        Setting("continuous", 64, 0, 1),
-        Setting("throughput", 192, 2, 2),
-        Setting("throughput", 192, 3, 2),
-        Setting("throughput", 192, None, None),
-        Setting("adaserve", 192, None, None),
-        Setting("adaserve", 256, None, None),
-    ),
-    128: (
-        Setting("continuous", 128, 0, 1),
-        Setting("throughput", 256, 2, 2),
-        Setting("throughput", 256, None, None),
-        Setting("adaserve", 256, None, None),
-        Setting("adaserve", 384, None, None),
-    ),
-}
-"""How so many requests at once are served; the first is plain decoding. All state a target that none can meet."""
-
-
-@dataclass(frozen=True)
-class Bed:
-    """Makes engines of different policies on one executor."""
-
-    models: Models
-    sizes: Sizes
-    executor: DeviceExecutor
-
-    def engine(self, setting: Setting) -> Engine:
-        """An engine with an empty cache."""
-        constants = Constants(
-            setting.rows,
-            draft_rows=192,
-            depth_offset=-8,
-            depth_max=max(setting.depth or 0, 6),
-            prompt_rows=2048,
-            idle_prompt_rows=4096,
-        )
-        trees = setting.policy != "continuous"
-        overrides = Overrides(budget=setting.rows, depth=setting.depth, width=setting.width) if trees else Overrides()
-        return assemble_engine(
-            self.models,
-            self.sizes,
-            make_policy(setting.policy, constants, overrides),
-            profile_named("h200-32b"),
-            clock=WallClock(),
-            executor=self.executor,
-            prefix_caching=False,
-        )
-
-    def run(self, setting: Setting, requests: list[Request]) -> tuple[Served, dict[str, tuple[int, ...]]]:
-        """Serve requests that come at once."""
-        return serve_requests(self.engine(setting), requests)
-
-
-def serve(bench: Bench) -> dict[str, Any]:
-    """Engines end to end."""
-    models, sizes = Models(bench.target, bench.draft), Sizes(128, 1024, 128 * 40, PAGE)
-    bed = Bed(models, sizes, make_executor(models, sizes, WallClock()))
-    found = {"single": _alone(bed, bench), "crowds": {str(n): _crowd(bed, bench, n) for n in CROWDS}}
-    if bench.full:
-        print("  64 requests speculating, by kernel:")
-        print_kernels(by_kernel(lambda: bed.run(Setting("throughput", 192, 3, 2), requests_of(bench, 64, 64, 24)), 1), 40)
-        print("  one request, plain, 24 steps, by kernel:")
-        print_kernels(by_kernel(lambda: bed.run(_single(0, 1), requests_of(bench, 1, 16, 24)), 1), 60)
-    return found
-
-
-def _single(depth: int, width: int) -> Setting:
-    return Setting("throughput" if depth else "continuous", 1 + depth * width, depth, width)
-
-
-def _alone(bed: Bed, bench: Bench) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    plain: list[dict[str, tuple[int, ...]]] = []
-    for depth, width in SINGLE if bench.full else SINGLE[:2]:
-        setting = _single(depth, width)
-        bed.run(setting, requests_of(bench, 1, 256, 24))
-        runs = [bed.run(setting, [request]) for request in requests_of(bench, 3, 256, 192)]
-        texts = [text for _, text in runs]
-        plain = plain or texts
-        one = {
-            "tpot_ms": statistics.mean(s.tpot_ms for s, _ in runs),
-            "tokens_a_step": statistics.mean(s.tokens_a_step for s, _ in runs),
-            "same_texts": sum(a == b for a, b in zip(texts, plain, strict=True)),
-            "phases_ms": runs[0][0].phases_ms,
-            "idle": runs[0][0].idle,
-        }
-        found[f"{depth} x {width}"] = one
-        print(f"  one request, {depth} x {width}: {one}")
-    return found
-
-
-def _crowd(bed: Bed, bench: Bench, count: int) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    plain: dict[str, tuple[int, ...]] = {}
-    for setting in CROWDS[count] if bench.full else CROWDS[count][:2]:
-        bed.run(setting, requests_of(bench, count, 256, 192))  # captures the graphs of all sizes on the way
-        served, texts = bed.run(setting, requests_of(bench, count, 256, 192))
-        plain = plain or texts
-        differ = sum(plain[name] != text for name, text in texts.items())
-        found[str(setting)] = {**vars(served), "tokens_s": served.tokens / served.seconds, "texts_that_differ": differ}
-        print(f"  {count} at once, {setting}: {served.tokens / served.seconds:.0f} tokens/s, {differ} texts differ, {served}")
-    return found
-
-
 @torch.inference_mode()
 def long(bench: Bench) -> dict[str, Any]:
     """Attention over long contexts, and over such as are usual."""
@@ -421,7 +178,7 @@ def long(bench: Bench) -> dict[str, Any]:
         name = f"{n} x {context}, {rows} rows each"
         found[name] = _attention(bench.target.config, n, context, rows)
         print(f"  {name}: {found[name]}")
-        _free()
+        free_memory()
     return {"long": found}
 
 
@@ -463,11 +220,6 @@ SECTIONS: dict[str, Callable[[Bench], dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def _free() -> None:
-    gc.collect()
-    torch.cuda.empty_cache()
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_options(parser)
@@ -487,7 +239,7 @@ def main() -> int:
         except Exception as error:  # the other sections may still tell something
             traceback.print_exc(file=sys.stdout)
             found[f"{name} failed"] = repr(error)[:300]
-        _free()
+        free_memory()
         print(f"{name}: {time.perf_counter() - begin:.0f} s", flush=True)
     print(json.dumps(found))
     return 1 if any(key.endswith("failed") for key in found) else 0
