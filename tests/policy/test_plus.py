@@ -20,7 +20,7 @@ from adaserve.request import FinishReason, Request, SamplingParams, Targets
 from adaserve.simulate import Machine, simulate
 from adaserve.step import StepShape
 from tests.recordings import random_recording
-from tests.scheduling.steps import decoding, waiting
+from tests.scheduling.steps import decoding, request, waiting
 
 PROFILE = Profile("stairs", {1: 10.0, 32: 11.0, 64: 16.0, 256: 40.0}, 0.01, {1: 1.0, 64: 1.2}, 0.0, 0.2, 0.0, 10.0)
 PAPER = Constants(verify_rows=64, draft_rows=64, prompt_rows=32)
@@ -137,9 +137,9 @@ def test_hopeless_is_who_cannot_make_it_even_if_favoured() -> None:
     assert isinstance(scheduling, PlusScheduling)
     latency = LatencyModel(PROFILE)  # 10 ms a step alone, 40 ms with 256 rows
 
-    def hopeless(others: int, prompt: int = 8, **targets: float) -> bool:
+    def hopeless(others: int, prompt: int = 8, tpot: float | None = None, ttft: float | None = None) -> bool:
         scene = Scene(0.0, [decoding(f"{i}") for i in range(others)], [], 0, latency)
-        return scheduling.hopeless(waiting("a", prompt=prompt, **targets).request, scene)
+        return scheduling.hopeless(request("a", prompt, tpot=tpot, ttft=ttft), scene)
 
     assert hopeless(0, tpot=0.001) and not hopeless(0, tpot=0.012)
     assert hopeless(200, tpot=0.012) and not hopeless(200, tpot=0.1)
