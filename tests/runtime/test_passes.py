@@ -4,6 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adaserve.kernels.native import library
 from adaserve.models.random import random_weights, tiny_config
 from adaserve.models.weights import assemble
 from adaserve.runtime.batch import TAIL_ROWS, ForwardBatch
@@ -65,8 +66,13 @@ def test_sheets_do_what_the_whole_pass_does(groups: list[tuple[int, list[int]]],
     expected = decoder.forward(batch, whole)
     parts = sheets(batch, most)
     assert all(0 < len(sheet.token) <= most for sheet in parts)
-    assert torch.equal(torch.cat([decoder.forward(sheet, cut) for sheet in parts]), expected)
-    assert torch.equal(cut.keys, whole.keys) and torch.equal(cut.values, whole.values)
+    close = 0.0 if library("attention") else 0.1  # torch's products promise no bits
+    for mine, right in (
+        (torch.cat([decoder.forward(sheet, cut) for sheet in parts]), expected),
+        (cut.keys, whole.keys),
+        (cut.values, whole.values),
+    ):
+        torch.testing.assert_close(mine, right, rtol=0, atol=close)
 
 
 def test_a_large_pass_is_cut_and_small_ones_are_not(monkeypatch):
