@@ -82,7 +82,7 @@ def test_one_token_has_no_gap_and_none_has_no_time() -> None:
     assert (nothing.tpot, nothing.ttft, nothing.attained) == (None, None, False)
 
 
-@pytest.mark.parametrize("finish", [FinishReason.CANCELLED, FinishReason.ERROR, None])
+@pytest.mark.parametrize("finish", [FinishReason.CANCELLED, FinishReason.ERROR, FinishReason.REFUSED, None])
 def test_what_did_not_complete_has_missed_its_target(finish: FinishReason | None) -> None:
     result = done(0.01, finish=finish)
     assert (result.attained, result.tpot_attained) == (False, False)
@@ -153,7 +153,7 @@ def test_reports_keep_their_bounds(taken: list[RequestResult], refused: list[Req
     assert 0 <= report.goodput_tokens_per_s <= report.throughput_tokens_per_s
     assert report.requests == len(taken) + len(refused) == sum(c.requests for c in report.per_class.values())
     assert report.completed <= len(taken)
-    assert report.refused == len(refused)
+    assert report.refused == len(refused) + sum(r.finish is FinishReason.REFUSED for r in taken)
     for value in (report.slo_attainment, report.tpot_attainment, *(c.attainment for c in report.per_class.values())):
         assert value is None or 0 <= value <= 1
     for part in report.per_class.values():
