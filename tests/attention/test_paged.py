@@ -7,6 +7,7 @@ from torch import Tensor
 from adaserve.attention.paged import attend, attend_reference, attention_path
 from adaserve.kernels.linear import CHOICE, Path, available_paths
 from adaserve.runtime.batch import TAIL_ROWS, ForwardBatch
+from tests.devices import needs_native
 
 SLOTS = 4
 PATHS = [path for path in (Path.FMA, Path.DOT) if path in available_paths()] or [None]
@@ -121,6 +122,7 @@ def one_row(batch: ForwardBatch, row: int, slot: int) -> ForwardBatch:
     )
 
 
+@needs_native
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(("rows", "before"), [(130, 0), (37, 300), (20, 5000)])
 def test_a_row_of_a_chunk_does_not_depend_on_its_batch_mates(rows: int, before: int, way):
@@ -132,6 +134,7 @@ def test_a_row_of_a_chunk_does_not_depend_on_its_batch_mates(rows: int, before: 
         assert torch.equal(alone[0], together[row])
 
 
+@needs_native
 @given(
     prefix=st.integers(0, 100),
     path=st.lists(st.integers(0, 62), min_size=1, max_size=9, unique=True),

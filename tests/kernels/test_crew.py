@@ -9,6 +9,9 @@ import torch
 
 from adaserve.kernels.linear import Linear
 from adaserve.kernels.top import argmax
+from tests.devices import needs_native
+
+pytestmark = needs_native  # torch's own threads do not outlive a fork
 
 
 @pytest.fixture(autouse=True)

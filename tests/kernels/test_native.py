@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from adaserve.kernels import native
+from tests.devices import needs_native
 
 CHECK = """
 import logging, sys, torch
@@ -28,6 +29,7 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@needs_native
 def test_the_kernels_of_this_machine_are_built():
     """Without them every other test here would compare the twins with themselves."""
     assert native.native_status().startswith("on")
@@ -39,6 +41,7 @@ def test_switched_off_the_twins_answer_silently():
     assert "WARNING" not in done.stderr
 
 
+@needs_native
 def test_without_a_compiler_one_warning_and_the_twins(tmp_path: Path):
     done = run(CHECK, CXX="no-such-compiler", ADASERVE_CACHE=str(tmp_path))
     assert done.stdout.split() == ["False"]
@@ -46,6 +49,7 @@ def test_without_a_compiler_one_warning_and_the_twins(tmp_path: Path):
     assert "no-such-compiler" in done.stderr
 
 
+@needs_native
 def test_a_cache_that_cannot_be_written_is_no_disaster(tmp_path: Path):
     (tmp_path / "file").write_text("in the way")
     done = run(CHECK, ADASERVE_CACHE=str(tmp_path / "file"))
@@ -53,6 +57,7 @@ def test_a_cache_that_cannot_be_written_is_no_disaster(tmp_path: Path):
     assert done.stderr.count("native kernels are off") == 1
 
 
+@needs_native
 def test_processes_may_build_at_once(tmp_path: Path):
     code = "from adaserve.kernels import native; print(native.build('crew'))"
     environment = {**os.environ, "ADASERVE_CACHE": str(tmp_path)}

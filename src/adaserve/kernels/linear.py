@@ -182,13 +182,13 @@ class Linear:
 
     def first(self, x: Tensor, n_out: int) -> Tensor:
         """The first n_out outputs (a multiple of 16, or all): x [M, K] -> [M, n_out]."""
+        rows, depth = x.shape
+        if depth != self.in_features or n_out > self.out_features:
+            raise ValueError(f"{n_out} outputs of {rows} x {depth}: the weight is {self.out_features} x {self.in_features}")
         packed = self._packed
         if packed is None or x.dtype is not torch.float32:
             weight = self.weight if self._weight is None else self._weight
             return linear_reference(x, weight[:n_out], None if self._bias is None else self._bias[:n_out])
-        rows, depth = x.shape
-        if depth != self.in_features or n_out > self.out_features:
-            raise ValueError(f"{n_out} outputs of {rows} x {depth}: the weight is {self.out_features} x {self.in_features}")
         if not x.is_contiguous():
             x = x.contiguous()
         out = torch.empty(rows, n_out)  # [M, n_out]

@@ -49,7 +49,7 @@ def cache_folder() -> Path:
     return Path(root) if root else Path.home() / ".cache" / "adaserve"
 
 
-def _compiler() -> list[str]:
+def compiler() -> list[str]:
     """The C++ compiler as a command: CXX, or the first of g++, clang++ and c++ on the path."""
     named = os.environ.get("CXX")
     if named:
@@ -83,13 +83,13 @@ def _run(command: list[str]) -> str:
 
 def build(name: str) -> Path:
     """Compile kernels/<name>.cpp unless the cache has it; returns the library's path. Raises NativeError."""
-    compiler = _compiler()
+    command = compiler()
     source = _FOLDER / f"{name}.cpp"
     digest = hashlib.sha256()
     for part in (
         source.read_text(),
         *(header.read_text() for header in sorted(_FOLDER.glob("*.h"))),
-        _run([*compiler, "--version"]),
+        _run([*command, "--version"]),
         repr((_COMMON, _MACHINE)),
         _processor(),
     ):
@@ -105,7 +105,7 @@ def build(name: str) -> Path:
             failure = NativeError("nothing was tried")
             for machine in _MACHINE:
                 try:
-                    _run([*compiler, *_COMMON, *machine, str(source), "-o", str(fresh)])
+                    _run([*command, *_COMMON, *machine, str(source), "-o", str(fresh)])
                     break
                 except NativeError as error:
                     failure = error
