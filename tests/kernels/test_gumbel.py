@@ -5,11 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaserve.kernels import gumbel, native
+from adaserve.kernels import gumbel
 from adaserve.kernels.gumbel import greedy_argmax, perturbed_argmax, perturbed_argmax_twin
+from tests.devices import needs_native
 from tests.oracles import sampling as oracle
-
-needs_native = pytest.mark.skipif(native.library("gumbel") is None, reason="no C++ compiler")
 
 
 def problem(

@@ -7,13 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaserve.kernels import native
 from adaserve.kernels.gumbel import perturbed_argmax_twin
 from adaserve.kernels.perturb import perturb, perturb_reference
 from adaserve.runtime.noise import gumbel_noise, noise_key
+from tests.devices import needs_native
 from tests.oracles import sampling as oracle
-
-needs_native = pytest.mark.skipif(native.library("gumbel") is None, reason="no C++ compiler")
 
 
 @needs_native

@@ -10,11 +10,7 @@ from adaserve.models.native_layers import NativeLayers
 from adaserve.models.random import random_weights, tiny_config
 from adaserve.models.weights import assemble
 from tests.batches import causal_batch
-
-NATIVE = (
-    assemble(tiny_config(), random_weights(tiny_config(), 0), "probe", dtype=torch.float32).layers[0].qkv.addresses is not None
-)
-needs_native = pytest.mark.skipif(not NATIVE, reason="no native kernels here")
+from tests.devices import needs_native
 
 
 def make(family: str, dtype: torch.dtype, **changes: object) -> Decoder:

@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 
 from adaserve.cache.pool import KVPool
 from adaserve.clock import Clock
+from adaserve.executor.found import Found, drafted_of, failed_slots
 from adaserve.models.decoder import Decoder
 from adaserve.purse import Choose, Purse, Selected
 from adaserve.runtime.batch import ForwardBatch
@@ -28,7 +29,7 @@ from adaserve.runtime.table import SamplingTable, Traits
 from adaserve.runtime.transfer import Bundle, Fetch, bundle, stage, upload
 from adaserve.speculation.drafter import Drafter, Gained
 from adaserve.speculation.verifier import verify
-from adaserve.step import Drafted, PhaseTimes, StepOutcome, StepPlan, StepShape, TokenLogprobs, Verdict
+from adaserve.step import PhaseTimes, StepOutcome, StepPlan, StepShape, TokenLogprobs, Verdict
 from adaserve.tree import MAX_NODES, CandidateTree, DraftTree, edge_prob, pack
 
 
@@ -45,33 +46,6 @@ class Trace:
     def without_logits(self) -> "Trace":
         """The same for a graph to keep, which would keep their memory to itself."""
         return replace(self, logits=self.logits.new_empty(0, self.logits.shape[1]))
-
-
-@dataclass(frozen=True)
-class Found:
-    """A step's results on the host.
-
-    tokens [n, D + 1], length [n], first [C]: as in Verdict, and the chunks' tokens. accepted, row, parent, depth, column [B]: the
-    trees' rows. finite [B + C]. source, path_prob, edge_prob [n, N]: the candidates.
-    """
-
-    tokens: Tensor
-    length: Tensor
-    first: Tensor
-    accepted: Tensor
-    row: Tensor
-    parent: Tensor
-    depth: Tensor
-    column: Tensor
-    finite: Tensor
-    source: Tensor
-    path_prob: Tensor
-    edge_prob: Tensor
-
-    @property
-    def nodes(self) -> Tensor:
-        """The packed rows of draft nodes, without roots and padding.  # [m]"""
-        return ((self.depth > 0) & (self.row < len(self.length))).nonzero()[:, 0]
 
 
 class DeviceExecutor:
@@ -268,7 +242,7 @@ class DeviceExecutor:
         gained = zip(found.tokens[:n].tolist(), found.length[:n].tolist(), strict=True)
         tokens = tuple(tuple(row[:length]) for row, length in gained)
         first_tokens = tuple(found.first[: len(drawing)].tolist())
-        drafted = _drafted(found)
+        drafted = drafted_of(found)
         context = sum(c.start + c.length for c in plan.chunks) + sum(self._known[s] for s in plan.decoding)
         for s, new in (*zip(plan.decoding, tokens, strict=True), *((c.slot, (0,)) for c in drawing)):
             self._known[s] += len(new)
@@ -285,7 +259,7 @@ class DeviceExecutor:
             logprobs=logprobs,
             first_logprobs=first_logprobs,
             drafted=drafted,
-            failed=_failed(plan, found),
+            failed=failed_slots(plan, found),
             shape=self._shape(plan, found, context),
             times=PhaseTimes(speculate=speculate, select=select, verify=verify_, commit=self._clock.now() - fetched),
         )
@@ -362,34 +336,3 @@ def _ends(plan: StepPlan, first: int) -> list[int]:
         first += chunk.length
         ends.append(first - 1)
     return ends
-
-
-def _failed(plan: StepPlan, found: Found) -> tuple[int, ...]:
-    """Slots whose accepted rows, or whose chunk's last row, had no finite logits."""
-    drawing = [c.slot for c in plan.chunks if c.draws]
-    rows = len(found.row)
-    bad = ~found.finite[: rows + len(drawing)].bool()
-    if not bool(bad.any()):
-        return ()
-    owners = found.row[bad[:rows] & found.accepted.bool()].tolist()
-    return (
-        *{plan.decoding[i] for i in owners if i < len(plan.decoding)},
-        *(drawing[i] for i in bad[rows:].nonzero()[:, 0].tolist()),
-    )
-
-
-def _drafted(found: Found) -> Drafted:
-    """Describe the verified nodes for learning and metrics."""
-    if found.source.shape[1] == 0:
-        return Drafted((), (), (), (), (), (), ())
-    node = found.nodes  # [m]
-    row, column, accepted = found.row[node], found.column[node], found.accepted.bool()
-    return Drafted(
-        request=tuple(row.tolist()),
-        depth=tuple(found.depth[node].tolist()),
-        source=tuple(found.source[row, column].tolist()),
-        path_prob=tuple(found.path_prob[row, column].tolist()),
-        edge_prob=tuple(found.edge_prob[row, column].tolist()),
-        reached=tuple(accepted[found.parent[node]].tolist()),
-        accepted=tuple(accepted[node].tolist()),
-    )
