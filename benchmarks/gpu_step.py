@@ -148,6 +148,7 @@ def _draft_step(bench: Bench, n: int, width: int, context: int) -> dict[str, Any
         decoding=fresh,
         need=(0.0,) * n,
         room=(10,) * n,
+        temperature=(0.0,) * n,
         drafting=(None,) * n,
         chunks=(),
         catch_up=tuple(Chunk(s, 0, context - 1) for s in fresh),

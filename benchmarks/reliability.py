@@ -8,7 +8,8 @@ every verified node whose parent was accepted is counted, by source, by temperat
     draft     the draft's own probability
     start     a calibration that has seen nothing
     learned   one that has seen the first half, at this temperature
-    mixed     one that has seen the first half at temperatures 0 and 1 at once
+    mixed     one that has seen the first half at temperatures 0 and 1 at once, and tells them apart
+    other     one that has seen it at the other temperature alone: where a new temperature starts
 
 Trees have a fixed shape and the price of nodes is left out (adaserve+:no-priced), so nothing here depends on how long anything
 takes. The last line is one JSON object.
@@ -16,8 +17,9 @@ takes. The last line is one JSON object.
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -65,11 +67,10 @@ def main() -> None:
     taught, asked = zip(*map(requests, (0.0, 1.0)), strict=True)
     both = [replace(request, id=f"{request.id} at {request.sampling.temperature:g}") for half in taught for request in half]
     mixed = learned_from(parts, policy(), both)
+    learned = [learned_from(parts, policy(), teaching) for teaching in taught]
     found: Found = {}
-    for teaching, asking in zip(taught, asked, strict=True):
-        found[f"{asking[0].sampling.temperature:g}"] = watched(
-            parts, policy(), learned_from(parts, policy(), teaching), mixed, asking
-        )
+    for mine, other, asking in zip(learned, reversed(learned), asked, strict=True):
+        found[f"{asking[0].sampling.temperature:g}"] = watched(parts, policy(), mine, mixed, other, asking)
     print(table(found))
     if args.out is not None:
         draw(found, args.out)
@@ -86,23 +87,38 @@ def learned_from(parts: Parts, policy: Policy, requests: Sequence[Request]) -> C
 
 
 def watched(
-    parts: Parts, policy: Policy, learned: Calibration, mixed: Calibration, requests: Sequence[Request]
+    parts: Parts, policy: Policy, learned: Calibration, mixed: Calibration, other: Calibration, requests: Sequence[Request]
 ) -> dict[Source, dict[str, Bins]]:
-    """Answer these requests with what was learned, learning nothing; which nodes came, by source and by who said what."""
+    """Answer these requests with what was learned, learning nothing; which nodes came, by source and by who said what.
+
+    All requests draw at one temperature.
+    """
     assert policy.memory is not None
     policy.memory.recall(learned.remembered())
 
     def draft(drafted: Drafted) -> Sequence[float]:
         return drafted.edge_prob
 
-    watch = Watch({"draft": draft, "start": Calibration().edges, "learned": learned.edges, "mixed": mixed.edges})
+    def said_by(calibration: Calibration) -> Callable[[Drafted], Sequence[float]]:
+        return partial(calibration.edges, temperature=[requests[0].sampling.temperature] * SLOTS)
+
+    start = Calibration(policy.coupled)
+    watch = Watch(
+        {
+            "draft": draft,
+            "start": said_by(start),
+            "learned": said_by(learned),
+            "mixed": said_by(mixed),
+            "other": said_by(other),
+        }
+    )
     drafting_yield(parts, replace(policy, learner=watch), requests)
     return watch.bins
 
 
 def table(found: Found) -> str:
     """Expected calibration errors."""
-    lines = ["| temperature | source | nodes | accepted | draft | start | learned | mixed |", "|---" * 8 + "|"]
+    lines = ["| temperature | source | nodes | accepted | draft | start | learned | mixed | other |", "|---" * 9 + "|"]
     for temperature, by_source in found.items():
         for source, named in by_source.items():
             count, right = sum(named["draft"].count), sum(named["draft"].right)
@@ -119,7 +135,7 @@ def draw(found: Found, path: Path) -> None:
     for row, (temperature, by_source) in zip(panels, found.items(), strict=True):
         for axes, (source, named) in zip(row, by_source.items(), strict=True):
             axes.plot([0, 1], [0, 1], color="black", linewidth=0.8)
-            for (name, bins), marker in zip(named.items(), "osD^", strict=True):
+            for (name, bins), marker in zip(named.items(), "osD^v", strict=True):
                 points = bins.points(LEAST)
                 axes.plot([p[0] for p in points], [p[1] for p in points], marker=marker, markersize=4, label=name)
             axes.set_title(f"{SOURCES[source]}, temperature {temperature}", fontsize=9)

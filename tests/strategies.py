@@ -21,6 +21,7 @@ class Batch:
     candidates: CandidateTree
     need: torch.Tensor  # [n] float64
     limits: Limits
+    temperature: torch.Tensor  # [n] float64
 
 
 def random_candidates(rng: random.Random, n: int, columns: int, tied: bool) -> CandidateTree:
@@ -62,7 +63,9 @@ def random_batch(rng: random.Random, max_requests: int = 6, max_columns: int = 1
         depth=deepest,
         order=rng.choice(tuple(Order)),
     )
-    return Batch(candidates, torch.tensor(need, dtype=torch.float64), limits)
+    temperature = [rng.choice((0.0, 0.0, 0.5, 1.0)) for _ in range(n)]
+    wanted, drawn_at = (torch.tensor(x, dtype=torch.float64) for x in (need, temperature))
+    return Batch(candidates, wanted, limits, drawn_at)
 
 
 def seeds() -> st.SearchStrategy[random.Random]:
@@ -79,6 +82,11 @@ def candidate_trees(max_requests: int = 5, max_columns: int = 20) -> st.SearchSt
 def batches(max_requests: int = 6, max_columns: int = 16) -> st.SearchStrategy[Batch]:
     """Batches of `random_batch`."""
     return st.builds(random_batch, seeds(), st.integers(0, max_requests), st.integers(0, max_columns))
+
+
+def greedy(candidates: CandidateTree) -> torch.Tensor:
+    """Temperature 0 for every request, [n]."""
+    return torch.zeros(len(candidates.token), dtype=torch.float64)
 
 
 def plain(candidates: CandidateTree) -> list[Tree]:

@@ -229,6 +229,7 @@ def outcomes(draw: st.DrawFn) -> StepOutcome:
         decoding=tuple(range(n)),
         need=(1.0,) * n,
         room=(4,) * n,
+        temperature=(0.0,) * n,
         drafting=tuple(Chunk(i, 5, 1, True) for i in range(n)),
         chunks=(),
         catch_up=(),

@@ -48,8 +48,9 @@ class Selected:
     slo: Tensor
 
 
-Choose = Callable[[CandidateTree, Tensor, Purse], Selected]
-"""A selection: candidates of n requests, need [n] float64 (A_i, the tokens that each must gain now; 0: no target), and a purse.
+Choose = Callable[[CandidateTree, Tensor, Purse, Tensor], Selected]
+"""A selection: candidates of n requests, need [n] float64 (A_i, the tokens that each must gain now; 0: no target), a purse, and
+the temperatures [n] float64 at which the requests draw.
 
 A pure function of tensors that never asks the device for a number. Requests without candidates change nothing for the others.
 """

@@ -83,6 +83,7 @@ class StepPlan:
     decoding: slots of the n requests that get a tree, in the order of `need`, `room` and of all [n, ...] tensors.
     need: tokens each must gain now to be on target, A_i = (l_i + t) / tau_i - o_i; 0 for requests without an SLO.
     room: deepest draft node that each may use (its remaining tokens less one).
+    temperature: at which each draws.
     drafting: for each, the known tokens that the draft has yet to compute, the root last, before it speculates; None where it
         does not speculate in this step (root only).
     chunks: prompt rows that the target computes beside the trees.
@@ -99,6 +100,7 @@ class StepPlan:
     decoding: tuple[int, ...]
     need: tuple[float, ...]
     room: tuple[int, ...]
+    temperature: tuple[float, ...]
     drafting: tuple[Chunk | None, ...]
     chunks: tuple[Chunk, ...]
     catch_up: tuple[Chunk, ...]

@@ -29,12 +29,19 @@ def executor() -> DeviceExecutor:
 def plan_of(batch: Batch) -> StepPlan:
     n = len(batch.need)
     nothing = (None,) * n
-    return StepPlan((), (), (), tuple(range(n)), tuple(batch.need.tolist()), (9,) * n, nothing, (), (), batch.limits, 4, 2, 0.0)
+    need, temperature = tuple(batch.need.tolist()), tuple(batch.temperature.tolist())
+    return StepPlan((), (), (), tuple(range(n)), need, (9,) * n, temperature, nothing, (), (), batch.limits, 4, 2, 0.0)
 
 
 @pytest.mark.parametrize(
     "choose",
-    [SloSelection(), LikelihoodSelection(), ChainSelection(), SurplusSelection(3.0, None), SurplusSelection(3.0, Calibration())],
+    [
+        SloSelection(),
+        LikelihoodSelection(),
+        ChainSelection(),
+        SurplusSelection(3.0, None),
+        SurplusSelection(3.0, Calibration(coupled=True)),
+    ],
     ids=["slo", "likelihood", "chain", "surplus", "calibrated"],
 )
 @given(batch=batches(), seed=seeds())
@@ -43,5 +50,5 @@ def test_padding_changes_nothing(executor: DeviceExecutor, choose: Choose, batch
         batch = replace(batch, limits=replace(batch.limits, price=stairs(batch.limits.nodes, seed.randrange(2**31))))
     tensors = (x.to(DEVICE) for x in vars(batch.candidates).values())
     found = executor.select(plan_of(batch), type(batch.candidates)(*tensors), choose)
-    expected = choose(batch.candidates, batch.need, Purse.of(batch.limits))
+    expected = choose(batch.candidates, batch.need, Purse.of(batch.limits), batch.temperature)
     assert torch.equal(found.chosen.cpu(), expected.chosen) and torch.equal(found.slo.cpu(), expected.slo)

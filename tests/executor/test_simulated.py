@@ -55,6 +55,7 @@ class Bench:
             decoding=tuple(range(self.n)),
             need=tuple(self.rng.uniform(0, 4) for _ in range(self.n)),
             room=(depth,) * self.n,
+            temperature=(0.0,) * self.n,
             drafting=tuple(drafting),
             chunks=(),
             catch_up=(),
@@ -66,7 +67,8 @@ class Bench:
 
 
 def selected(candidates: CandidateTree, plan: StepPlan) -> torch.Tensor:
-    return SloSelection()(candidates, torch.tensor(plan.need, dtype=torch.float64), Purse.of(plan.limits)).chosen
+    need, temperature = (torch.tensor(x, dtype=torch.float64) for x in (plan.need, plan.temperature))
+    return SloSelection()(candidates, need, Purse.of(plan.limits), temperature).chosen
 
 
 @given(seeds())

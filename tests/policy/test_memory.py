@@ -11,38 +11,38 @@ import torch
 from adaserve.policy.memory import load_memory, save_memory
 from adaserve.policy.plus.calibration import Calibration
 from adaserve.tree import Source
-from tests.policy.test_calibration import star, steps
+from tests.policy.test_calibration import COLD, believed, star, steps
 
 
 def taught() -> Calibration:
     """One that learned that nothing of what look-up says is true."""
-    calibration = Calibration()
+    calibration = Calibration(coupled=True)
     for drafted in steps(np.random.default_rng(0), 96, lambda p: 0.1 + 0 * p, Source.NGRAM):
-        calibration.learn(drafted)
+        calibration.learn(drafted, COLD)
     return calibration
 
 
 def test_a_restart_goes_on_where_the_last_one_ended(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "pair.json"
-    before, after, fresh = taught(), Calibration(), Calibration()
+    before, after, fresh = taught(), Calibration(coupled=True), Calibration(coupled=True)
     save_memory(before, path)
     assert load_memory(after, path, pytest.fail)
     said = star([0.3, 0.6])
     more = steps(np.random.default_rng(1), 64, lambda p: 0.5 + 0 * p, Source.NGRAM)
     for drafted in more:
-        before.learn(drafted)
-        after.learn(drafted)
-        fresh.learn(drafted)
+        before.learn(drafted, COLD)
+        after.learn(drafted, COLD)
+        fresh.learn(drafted, COLD)
     assert torch.equal(before.table(), after.table())
     assert not torch.equal(after.table(), fresh.table())
-    assert torch.equal(before(said), after(said))
+    assert torch.equal(believed(before, said), believed(after, said))
     assert list(path.parent.iterdir()) == [path], "no part of an unfinished file is left"
 
 
 def test_without_a_file_nothing_is_recalled(tmp_path: Path) -> None:
-    calibration = Calibration()
+    calibration = Calibration(coupled=True)
     assert not load_memory(calibration, tmp_path / "none.json", pytest.fail)
-    assert torch.equal(calibration.table(), Calibration().table())
+    assert torch.equal(calibration.table(), Calibration(coupled=True).table())
 
 
 def broken(found: dict[str, object], name: str, value: object) -> str:
@@ -64,17 +64,31 @@ def test_a_damaged_file_is_ignored_with_one_warning(tmp_path: Path, damage: str)
         "list": "[1, 2]",
         "edges": broken(found, "edges", [0.5]),
         "shape": broken(found, "tried", tried[1:]),
-        "negative": broken(found, "tried", [[-1.0] * len(tried[0])] * len(tried)),
-        "more kept than tried": broken(found, "kept", [[x + 1 for x in row] for row in tried]),
-        "nan": broken(found, "kept", [[float("nan")] * len(tried[0])] * len(tried)),
-        "endless": json.dumps(found | {name: [[float("inf")] * len(tried[0])] * len(tried) for name in ("tried", "kept")}),
+        "negative": broken(found, "tried", [[[-1.0] * len(row) for row in rows] for rows in tried]),
+        "more kept than tried": broken(found, "kept", [[[x + 1 for x in row] for row in rows] for rows in tried]),
+        "nan": broken(found, "kept", [[[float("nan")] * len(row) for row in rows] for rows in tried]),
+        "endless": json.dumps(
+            found | {name: [[[float("inf")] * len(row) for row in rows] for rows in tried] for name in ("tried", "kept")}
+        ),
         "text": broken(found, "kept", "much"),
     }
     path.write_text(texts[damage])
-    calibration, warnings = Calibration(), list[str]()
+    calibration, warnings = Calibration(coupled=True), list[str]()
     assert not load_memory(calibration, path, warnings.append)
     assert len(warnings) == 1 and str(path) in warnings[0]
-    assert torch.equal(calibration.table(), Calibration().table())
+    assert torch.equal(calibration.table(), Calibration(coupled=True).table())
+
+
+def test_what_was_counted_before_temperatures_were_told_apart_is_learned_anew(tmp_path: Path) -> None:
+    path = tmp_path / "pair.json"
+    save_memory(taught(), path)
+    found = json.loads(path.read_text())
+    del found["bands"]
+    path.write_text(json.dumps(found | {"version": 2, "tried": found["tried"][0], "kept": found["kept"][0]}))
+    calibration, warnings = Calibration(coupled=True), list[str]()
+    assert not load_memory(calibration, path, warnings.append)
+    assert len(warnings) == 1 and "before temperatures were told apart" in warnings[0]
+    assert torch.equal(calibration.table(), Calibration(coupled=True).table())
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,6 +101,6 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(OSError, match="no space"):
-        save_memory(Calibration(), path)
+        save_memory(Calibration(coupled=True), path)
     assert path.read_text() == before
     assert list(tmp_path.iterdir()) == [path]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from adaserve.policy.plus.calibration import REFIT, Calibration
 from adaserve.policy.plus.selection import chosen_on_device, chosen_on_host
 from adaserve.purse import Purse
-from adaserve.tree import CandidateTree
+from adaserve.tree import CandidateTree, Source
 from tests.policy.test_calibration import steps
 from tests.policy.test_plus_selection import stairs
 from tests.strategies import Batch, batches, candidate_trees, seeds
@@ -20,9 +20,10 @@ from tests.strategies import Batch, batches, candidate_trees, seeds
 @pytest.fixture(scope="module")
 def calibration() -> Calibration:
     """One that has learned that the draft promises too much."""
-    learned = Calibration()
-    for drafted in steps(np.random.default_rng(0), 2 * REFIT, lambda said: 0.7 * said):
-        learned.learn(drafted)
+    learned = Calibration(coupled=False)
+    for source in Source:
+        for drafted in steps(np.random.default_rng(0), 2 * REFIT, lambda said: 0.7 * said, source):
+            learned.learn(drafted, (0.0, 0.5, 1.0, 2.0) * 10)
     return learned
 
 
@@ -38,9 +39,10 @@ def test_both_choose_the_same_nodes(batch: Batch, seed, priced: bool, urgency: f
     assert torch.equal(host.chosen, device.chosen) and torch.equal(host.slo, device.slo)
 
 
-@given(candidates=candidate_trees())
-def test_both_calibrate_alike(calibration: Calibration, candidates: CandidateTree) -> None:
-    host, device = calibration.on_host(candidates), calibration.on_device(candidates)
+@given(candidates=candidate_trees(), seed=seeds())
+def test_both_calibrate_alike(calibration: Calibration, candidates: CandidateTree, seed) -> None:
+    temperature = torch.tensor([seed.choice((0.0, 0.7, 1.0)) for _ in candidates.token], dtype=torch.float64)
+    host, device = calibration.on_host(candidates, temperature), calibration.on_device(candidates, temperature)
     assert host.dtype == device.dtype and torch.equal(host, device)
     if (candidates.path_prob > 0).any():
         assert not torch.equal(host, candidates.path_prob)  # something was learned

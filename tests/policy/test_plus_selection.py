@@ -11,7 +11,7 @@ from adaserve.policy.plus.selection import SurplusSelection
 from adaserve.purse import Purse
 from adaserve.step import Limits
 from adaserve.tree import ROOT, CandidateTree
-from tests.strategies import Batch, batches, is_connected, node_sets, plain, seeds
+from tests.strategies import Batch, batches, greedy, is_connected, node_sets, plain, seeds
 
 URGENCY = 3.0
 
@@ -51,7 +51,7 @@ def stairs(nodes: int, rng_seed: int) -> tuple[float, ...]:
 def test_takes_the_largest_surplus_of_connected_trees(batch: Batch, seed) -> None:
     price = stairs(batch.limits.nodes, seed.randrange(2**31))
     limits = replace(batch.limits, price=price)
-    found = SurplusSelection(URGENCY, None)(batch.candidates, batch.need, Purse.of(limits))
+    found = SurplusSelection(URGENCY, None)(batch.candidates, batch.need, Purse.of(limits), batch.temperature)
     assert is_connected(batch.candidates, found.chosen) and not (found.slo & ~found.chosen).any()
     totals = bought_one_by_one(batch, URGENCY)
     best = max(total - price[k] for k, total in enumerate(totals))
@@ -69,7 +69,7 @@ def test_takes_the_largest_surplus_of_connected_trees(batch: Batch, seed) -> Non
 
 @given(batch=batches())
 def test_free_nodes_are_all_taken(batch: Batch) -> None:
-    found = SurplusSelection(URGENCY, None)(batch.candidates, batch.need, Purse.of(batch.limits))
+    found = SurplusSelection(URGENCY, None)(batch.candidates, batch.need, Purse.of(batch.limits), batch.temperature)
     assert int(found.chosen.sum()) == min(int((batch.candidates.path_prob > 0).sum()), batch.limits.nodes)
 
 
@@ -81,13 +81,15 @@ def test_the_far_end_of_a_stair_is_found() -> None:
     none = torch.zeros(8, dtype=torch.float64)
     stair = Limits(8, 0, 1, price=(0.0, *[3.0] * 8))
     steep = Limits(8, 0, 1, price=(0.0, *[5.0] * 8))
-    assert int(SurplusSelection(1.0, None)(star, none, Purse.of(stair)).chosen.sum()) == 8
-    assert int(SurplusSelection(1.0, None)(star, none, Purse.of(steep)).chosen.sum()) == 0
-    assert int(SurplusSelection(1.0, None)(star, torch.full_like(none, 2.0), Purse.of(stair)).slo.sum()) == 8
+    assert int(SurplusSelection(1.0, None)(star, none, Purse.of(stair), greedy(star)).chosen.sum()) == 8
+    assert int(SurplusSelection(1.0, None)(star, none, Purse.of(steep), greedy(star)).chosen.sum()) == 0
+    assert int(SurplusSelection(1.0, None)(star, torch.full_like(none, 2.0), Purse.of(stair), greedy(star)).slo.sum()) == 8
 
 
 @given(batch=batches(), seed=seeds())
 def test_calibrated_choices_stay_connected(batch: Batch, seed) -> None:
-    found = SurplusSelection(URGENCY, Calibration())(batch.candidates, batch.need, Purse.of(batch.limits))
+    found = SurplusSelection(URGENCY, Calibration(coupled=True))(
+        batch.candidates, batch.need, Purse.of(batch.limits), batch.temperature
+    )
     assert is_connected(batch.candidates, found.chosen)
     assert int(found.chosen.sum()) <= batch.limits.nodes

@@ -14,7 +14,7 @@ from adaserve.tree import MAX_NODES, CandidateTree
 from tests.oracles.algorithm1 import algorithm1, total
 from tests.oracles.algorithm2 import algorithm2
 from tests.oracles.brute_force import brute_force
-from tests.strategies import Batch, batches, is_connected, node_sets, plain, random_batch, random_candidates, seeds
+from tests.strategies import Batch, batches, greedy, is_connected, node_sets, plain, random_batch, random_candidates, seeds
 
 slo_selection = SloSelection()
 chain_selection = ChainSelection()
@@ -23,7 +23,7 @@ selections = pytest.mark.parametrize("selection", [slo_selection, chain_selectio
 
 
 def select(selection: Selection, batch: Batch) -> Selected:
-    return selection(batch.candidates, batch.need, Purse.of(batch.limits))
+    return selection(batch.candidates, batch.need, Purse.of(batch.limits), batch.temperature)
 
 
 def assert_lawful(batch: Batch, selected: Selected) -> None:
@@ -90,7 +90,7 @@ def test_slo_phase_keeps_to_its_caps_and_stops_at_the_target(batch: Batch) -> No
 
 @given(batches())
 def test_requests_without_a_target_have_no_slo_phase(batch: Batch) -> None:
-    selected = slo_selection(batch.candidates, torch.zeros_like(batch.need), Purse.of(batch.limits))
+    selected = slo_selection(batch.candidates, torch.zeros_like(batch.need), Purse.of(batch.limits), batch.temperature)
     assert not selected.slo.any()
 
 
@@ -106,7 +106,9 @@ def test_reaches_the_optimum_when_there_is_one(rng: random.Random) -> None:
         return
     for order in Order:
         limits = Limits(nodes=budget - len(trees), per_request=MAX_NODES, depth=12, order=order)
-        chosen = node_sets(slo_selection(candidates, torch.tensor(need, dtype=torch.float64), Purse.of(limits)).chosen)
+        chosen = node_sets(
+            slo_selection(candidates, torch.tensor(need, dtype=torch.float64), Purse.of(limits), greedy(candidates)).chosen
+        )
         assert total(trees, chosen) == pytest.approx(total(trees, best), abs=1e-9)
         assert all(1.0 + sum(tree[v][0] for v in s) >= a - 1e-9 for tree, s, a in zip(trees, chosen, need, strict=True))
 
@@ -140,7 +142,7 @@ def test_stable_order_keeps_parents_ahead_of_children_of_equal_probability() -> 
         candidates = random_candidates(rng, 4, 48, tied=True)
         ties = torch.rand(candidates.path_prob.shape, generator=torch.Generator().manual_seed(rng.randrange(2**32)))
         for nodes in (5, 20, 60):
-            batch = Batch(candidates, torch.full((4,), 3.0, dtype=torch.float64), Limits(nodes, 10, 48))
+            batch = Batch(candidates, torch.full((4,), 3.0, dtype=torch.float64), Limits(nodes, 10, 48), greedy(candidates))
             assert_lawful(batch, select(slo_selection, batch))
             # The negative control: the same number of likeliest nodes with ties in random order.
             loose = (candidates.path_prob + 1e-9 * ties * (candidates.path_prob > 0)).flatten().argsort(descending=True)[:nodes]
@@ -152,7 +154,7 @@ def test_stable_order_keeps_parents_ahead_of_children_of_equal_probability() -> 
 def test_ties_between_requests_go_to_the_one_with_fewer_nodes() -> None:
     candidates = chains([1.0] * 4, [1.0] * 4, [1.0] * 4)
     need = torch.tensor([0.0, 3.0, 0.0], dtype=torch.float64)
-    selected = slo_selection(candidates, need, Purse.of(Limits(nodes=6, per_request=4, depth=4)))
+    selected = slo_selection(candidates, need, Purse.of(Limits(nodes=6, per_request=4, depth=4)), greedy(candidates))
     assert selected.slo.sum(1).tolist() == [0, 2, 0]
     assert selected.chosen.sum(1).tolist() == [2, 2, 2]
 
@@ -163,7 +165,7 @@ def test_orders_differ_when_the_budget_is_short() -> None:
     need = torch.tensor([9.0, 2.5, 1.5], dtype=torch.float64)
 
     def counts(order: Order, nodes: int) -> list[int]:
-        return slo_selection(candidates, need, Purse.of(Limits(nodes, 3, 3, order))).slo.sum(1).tolist()
+        return slo_selection(candidates, need, Purse.of(Limits(nodes, 3, 3, order)), greedy(candidates)).slo.sum(1).tolist()
 
     assert counts(Order.NEEDIEST, 3) == [3, 0, 0]
     assert counts(Order.EASIEST, 3) == [0, 2, 1]
@@ -177,9 +179,9 @@ def test_need_is_capped_at_depth_plus_one() -> None:
     """More than d + 1 tokens cannot come from d steps, so a hopeless need does not ask for more."""
     candidates = chains([1.0, 1.0, 0.5, 0.5])
     need = torch.tensor([100.0], dtype=torch.float64)
-    assert slo_selection(candidates, need, Purse.of(Limits(nodes=4, per_request=4, depth=2))).slo.tolist() == [
-        [True, True, False, False]
-    ]
+    assert slo_selection(
+        candidates, need, Purse.of(Limits(nodes=4, per_request=4, depth=2)), greedy(candidates)
+    ).slo.tolist() == [[True, True, False, False]]
 
 
 @selections
@@ -188,7 +190,9 @@ def test_no_request_gets_more_nodes_than_a_mask_holds(selection: Selection, node
     """Whether the budget is short of the candidates or not; the other request gets what the long one may not have."""
     long, short = [1.0] * 100, [0.5] * 20 + [0.0] * 80
     candidates = chains(long, short)
-    selected = selection(candidates, torch.zeros(2, dtype=torch.float64), Purse.of(Limits(nodes, per_request=100, depth=100)))
+    selected = selection(
+        candidates, torch.zeros(2, dtype=torch.float64), Purse.of(Limits(nodes, per_request=100, depth=100)), greedy(candidates)
+    )
     assert selected.chosen.sum(1).tolist() == [MAX_NODES, 20]
     assert selected.chosen[0, :MAX_NODES].all()
 
@@ -204,7 +208,7 @@ def test_chains_take_shallow_nodes_first(batch: Batch) -> None:
 @given(batches())
 def test_chains_do_not_look_at_needs_or_the_size_of_probabilities(batch: Batch) -> None:
     flat = replace(batch.candidates, path_prob=(batch.candidates.path_prob > 0).double())
-    blind = chain_selection(flat, torch.zeros_like(batch.need), Purse.of(batch.limits))
+    blind = chain_selection(flat, torch.zeros_like(batch.need), Purse.of(batch.limits), batch.temperature)
     assert torch.equal(blind.chosen, select(chain_selection, batch).chosen)
 
 
@@ -216,11 +220,11 @@ def test_likelihood_takes_the_likeliest_nodes_of_the_batch(batch: Batch) -> None
     best = f[: max(batch.limits.nodes, 0)].sum()
     assert float(batch.candidates.path_prob[selected.chosen].sum()) == pytest.approx(float(best), abs=1e-12)
     assert not selected.slo.any()
-    other = likelihood_selection(batch.candidates, batch.need + 3, Purse.of(batch.limits))
+    other = likelihood_selection(batch.candidates, batch.need + 3, Purse.of(batch.limits), batch.temperature)
     assert torch.equal(other.chosen, selected.chosen)
 
 
 @given(batches())
 def test_without_targets_the_papers_selection_is_the_likeliest(batch: Batch) -> None:
-    free = slo_selection(batch.candidates, torch.zeros_like(batch.need), Purse.of(batch.limits))
+    free = slo_selection(batch.candidates, torch.zeros_like(batch.need), Purse.of(batch.limits), batch.temperature)
     assert torch.equal(free.chosen, select(likelihood_selection, batch).chosen)

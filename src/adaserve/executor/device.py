@@ -108,24 +108,26 @@ class DeviceExecutor:
             nothing = torch.zeros_like(candidates.token, dtype=torch.bool)
             return Selected(nothing, nothing)
         if self._table.spare is None:
-            return choose(candidates, upload(plan.need, device, torch.float64), Purse.of(limits, device))
+            need, temperature = (upload(x, device, torch.float64) for x in (plan.need, plan.temperature))  # [n]
+            return choose(candidates, need, Purse.of(limits, device), temperature)
         count = places(n)
         nodes = min(limits.nodes, count * columns)  # more cannot be bought
         most = min(places(nodes), count * columns)
         least = most if nodes == count * columns else 0
         price = limits.price[: nodes + 1]
         price = (*price, *[math.inf] * (most + 1 - len(price))) if price else ()
-        need = stage([*plan.need, *[0.0] * (count - n)], device, torch.float64)  # [count]
+        idle = [0.0] * (count - n)
+        need, temperature = (stage([*x, *idle], device, torch.float64) for x in (plan.need, plan.temperature))  # [count]
         tensors: Sequence[Tensor] = candidates.parent, candidates.depth, candidates.path_prob, candidates.source
         if count > n:
             tensors = [pad(x, (0, 0, 0, count - n)) for x in tensors]
 
-        def run(need: Tensor, nodes: Tensor, price: Tensor, parent: Tensor, *rest: Tensor) -> Selected:
+        def run(need: Tensor, nodes: Tensor, price: Tensor, temperature: Tensor, parent: Tensor, *rest: Tensor) -> Selected:
             purse = Purse(nodes[0], price, least, most, limits.per_request, limits.depth, limits.order)
-            return choose(CandidateTree(parent, parent, *rest), need, purse)  # tokens are nothing to go by
+            return choose(CandidateTree(parent, parent, *rest), need, purse, temperature)  # tokens are nothing to go by
 
         key = "select", choose, least, most, limits.per_request, limits.depth, limits.order
-        inputs = need, stage([nodes], device), stage(price, device, torch.float64), *tensors
+        inputs = need, stage([nodes], device), stage(price, device, torch.float64), temperature, *tensors
         found = self._choosing(key, run, *inputs)
         return Selected(found.chosen[:n], found.slo[:n])
 

@@ -153,6 +153,7 @@ class Profiler:
             decoding=slots,
             need=(0.0,) * requests,
             room=(1,) * requests,
+            temperature=(0.0,) * requests,
             drafting=tuple(Chunk(slot, context - 1, 1, draws=True) if draft else None for slot in slots),
             chunks=(),
             catch_up=(),

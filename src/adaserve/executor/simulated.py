@@ -93,7 +93,8 @@ class SimulatedExecutor:
 
     def select(self, plan: StepPlan, candidates: CandidateTree, choose: Choose) -> Selected:
         """Call the selection."""
-        return choose(candidates, torch.tensor(plan.need, dtype=torch.float64), Purse.of(plan.limits))
+        need, temperature = (torch.tensor(x, dtype=torch.float64) for x in (plan.need, plan.temperature))  # [n]
+        return choose(candidates, need, Purse.of(plan.limits), temperature)
 
     def verify(self, plan: StepPlan, candidates: CandidateTree, chosen: torch.Tensor) -> Verdict:
         """Accept the chosen nodes on the true path: chosen nodes are connected, so they are a path from the root."""

@@ -97,6 +97,8 @@ def _plus(name: str, constants: Constants, chosen: Overrides) -> Policy:
         parts = parts.without(left_out)
     for used in name.removeprefix(WITH).split(",") if name.startswith(WITH) else ():
         parts = parts.also(used)
+    if chosen.coupled is not None:
+        parts = replace(parts, coupled=chosen.coupled)
     return make_plus(name, paper, parts, plus, budget=chosen.budget, depth=chosen.depth, width=chosen.width)
 
 

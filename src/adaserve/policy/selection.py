@@ -19,8 +19,11 @@ from adaserve.tree import MAX_NODES, CandidateTree
 class Selection(Protocol):
     """Decides which candidates to verify: a purse.Choose."""
 
-    def __call__(self, candidates: CandidateTree, need: Tensor, purse: Purse) -> Selected:
-        """Choose among the candidates; need [n] float64 is A_i, the tokens that each request must gain now (0: no target)."""
+    def __call__(self, candidates: CandidateTree, need: Tensor, purse: Purse, temperature: Tensor) -> Selected:
+        """Choose among the candidates; need [n] float64 is A_i, the tokens that each request must gain now (0: no target).
+
+        temperature [n] float64: at which each draws; what drafts say is not as true at one as at another.
+        """
         ...
 
 
@@ -35,8 +38,8 @@ class SloSelection:
     Candidates of different requests with equal f (throughput phase): the request that holds fewer nodes, then the lower index.
     """
 
-    def __call__(self, candidates: CandidateTree, need: Tensor, purse: Purse) -> Selected:
-        """Choose by Algorithm 2; need [n] float64."""
+    def __call__(self, candidates: CandidateTree, need: Tensor, purse: Purse, temperature: Tensor) -> Selected:
+        """Choose by Algorithm 2; need [n] float64. The paper knows nothing of temperatures."""
         n, columns = candidates.path_prob.shape
         if n == 0 or columns == 0 or purse.most == 0:
             nothing = torch.zeros_like(candidates.token, dtype=torch.bool)
@@ -100,9 +103,9 @@ class LikelihoodSelection:
     version 0.32 on for chains.
     """
 
-    def __call__(self, candidates: CandidateTree, need: Tensor, purse: Purse) -> Selected:
-        """Choose by f alone; `need` is not looked at."""
-        return SloSelection()(candidates, torch.zeros_like(need), purse)
+    def __call__(self, candidates: CandidateTree, need: Tensor, purse: Purse, temperature: Tensor) -> Selected:
+        """Choose by f alone; `need` and `temperature` are not looked at."""
+        return SloSelection()(candidates, torch.zeros_like(need), purse, temperature)
 
 
 class ChainSelection:
@@ -112,8 +115,8 @@ class ChainSelection:
     and so on; within one depth the lower column, then the lower request. Trees work as well as chains.
     """
 
-    def __call__(self, candidates: CandidateTree, need: Tensor, purse: Purse) -> Selected:
-        """Choose all candidates, or as many of the shallowest as fit; `need` is not looked at."""
+    def __call__(self, candidates: CandidateTree, need: Tensor, purse: Purse, temperature: Tensor) -> Selected:
+        """Choose all candidates, or as many of the shallowest as fit; `need` and `temperature` are not looked at."""
         n, columns = candidates.path_prob.shape
         real = candidates.path_prob > 0  # [n, N]
         if n * columns == 0:

@@ -23,7 +23,7 @@ def make_plus(
     width: int | None = None,
 ) -> Policy:
     """Build `adaserve+` of some parts. paper: what the parts left out go by. budget, depth, width: fixed by the user."""
-    calibration = Calibration()
+    calibration = Calibration(parts.coupled)
     scheduling = PlusScheduling(parts, constants, AdaptiveScheduling(paper, depth, width), calibration, budget)
     selection: Selection = SloSelection()
     if parts.calibrated or parts.priced or parts.attaining:

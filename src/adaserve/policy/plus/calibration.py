@@ -1,128 +1,154 @@
 """Calibrated acceptance: how often a child was accepted once its parent was, by what the draft said of it.
 
-A table of cells, by source, depth (1, 2, 3 and more), whether it is its parent's first child, and the draft's conditional
-probability: a second choice of 0.3 is not what a first choice of 0.3 is. Only children whose parent was
+A table of cells, by band of temperature, source, depth (1, 2, 3 and more), whether it is its parent's first child, and the
+draft's conditional probability: a second choice of 0.3 is not what a first choice of 0.3 is. Only children whose parent was
 accepted were put to the test, so only they are counted: the others would count as refused for their parent's sake. What a cell
-has seen fades, and weighs against a prior that believes the draft. Within a row the estimates are pooled where they would fall
-with the probability, and no later child is believed more than the first one, so that the order of siblings stays the draft's own
-and the first child is verified whenever a later one is: which of the verified nodes were first children is then plain to see.
+has seen fades, and weighs against a prior: what its like in kindred bands have seen, and where they have seen nothing, what the
+draft says. Within a row the estimates are pooled where they would fall with the probability, and no later child is believed more
+than the first one, so that the order of siblings stays the draft's own and the first child is verified whenever a later one is:
+which of the verified nodes were first children is then plain to see.
 Look-up proposes one child at most: it stands for itself, whatever the draft model proposes beside it.
 """
 
 from bisect import bisect_left
-from itertools import pairwise
+from collections.abc import Sequence
+from itertools import compress, pairwise
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from adaserve.policy.plus.host import calibrated, first_sibling, interpolated
+from adaserve.policy.plus.bands import Band, band, bands, kin
+from adaserve.policy.plus.host import Estimates, Floats, Forest, Ints, calibrated
 from adaserve.step import Drafted
 from adaserve.tree import CandidateTree, Source, edge_prob
 
 EDGES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
+CELLS = len(EDGES) + 1
 DEPTHS = 3
 """Deeper nodes share the last."""
 
 BIRTHS = 2
 """First children, and later ones."""
 
+ROWS = len(Source) * DEPTHS * BIRTHS
+"""Of the table, for each band."""
+
 PRIOR = 16.0
 """Trials that the prior is worth."""
 
 FADE = 0.998
-"""What a step leaves of earlier ones: about 500 steps are remembered."""
+"""What a step leaves of earlier ones in the bands that it drafted for: about 500 such steps are remembered."""
 
 REFIT = 16
 """Steps between two refits of the estimates."""
 
+LEAST = 1e-6
+"""Nothing is believed less than this, or it would be padding."""
+
+Numbers = TypeVar("Numbers", Ints, Tensor)
+
 
 class Calibration:
-    """Learns the acceptance of edges from verified nodes, and corrects candidate trees by it."""
+    """Learns the acceptance of edges from verified nodes, and corrects candidate trees by it.
 
-    def __init__(self) -> None:
+    coupled: whether drafts are ranked by the noise of the target's draws; then all temperatures are kin.
+    """
+
+    def __init__(self, coupled: bool) -> None:
         points = [0.0, *EDGES, 1.0]
         middle = [(low + high) / 2 for low, high in pairwise(points)]
-        rows = len(Source) * DEPTHS * BIRTHS
-        self._said = torch.tensor(middle, dtype=torch.float64)  # [cells], the probability that stands for each cell
+        self._kin = kin(coupled)
+        self._said = np.array(middle)  # [cells], the probability that stands for each cell
         self._points = np.array([0.0, *middle, 1.0])  # [cells + 2]
-        self._tried = torch.zeros(rows, len(middle), dtype=torch.float64)  # [rows, cells]
-        self._kept = torch.zeros_like(self._tried)
+        self._tried = np.zeros((len(Band), ROWS, CELLS))
+        self._kept = np.zeros_like(self._tried)
         self._steps = 0
-        self._estimate = self._fitted()  # [rows, cells + 2], at 0, at the cells' middles, and at 1
+        self._estimates = self._fitted()  # at 0, at the cells' middles, and at 1
         self._copies: dict[torch.device, tuple[Tensor, Tensor]] = {}  # points and estimates where candidates live
 
-    def learn(self, drafted: Drafted) -> None:
-        """Take in a step's verified nodes."""
-        tried, kept = self._tried.numpy(), self._kept.numpy()  # the same memory: small arrays cost less there
-        tried *= FADE
-        kept *= FADE
-        nodes = zip(
-            drafted.source,
-            drafted.depth,
-            drafted.edge_prob,
-            drafted.reached,
-            drafted.accepted,
-            _first_siblings(drafted),
-            strict=True,
-        )
-        for mine, (source, depth, prob, reached, accepted, first) in enumerate(nodes):
-            if reached:
-                row = (source * DEPTHS + min(max(depth, 1), DEPTHS) - 1) * BIRTHS + (first != mine)
-                cell = row, bisect_left(EDGES, prob)
-                tried[cell] += 1.0
-                kept[cell] += accepted
+    def learn(self, drafted: Drafted, temperature: Sequence[float]) -> None:
+        """Take in a step's verified nodes. temperature: of the requests that Drafted.request counts."""
+        if drafted.request:
+            self._count(drafted, [band(t) for t in temperature])
         self._steps += 1
         if self._steps % REFIT == 0:
             self._refit()
 
-    def edges(self, drafted: Drafted) -> list[float]:
-        """What it expects of verified nodes, each given its parent, [m]."""
+    def _count(self, drafted: Drafted, belongs: list[Band]) -> None:
+        """Count the nodes that were put to the test. belongs: the requests' bands."""
+        tried: list[int] = []
+        kept: list[int] = []
+        begun: set[tuple[int, int]] = set()  # families whose first child has been seen: one of a request and depth was reached
+        nodes = zip(drafted.request, drafted.depth, drafted.source, drafted.edge_prob, drafted.accepted, strict=True)
+        for request, depth, source, prob, accepted in compress(nodes, drafted.reached):
+            row = belongs[request] * ROWS + source * (DEPTHS * BIRTHS) + (min(max(depth, 1), DEPTHS) - 1) * BIRTHS
+            if source != Source.NGRAM:
+                row += source == Source.MODEL and (request, depth) in begun
+                begun.add((request, depth))
+            cell = row * CELLS + bisect_left(EDGES, prob)
+            tried.append(cell)
+            if accepted:
+                kept.append(cell)
+        for mine in {belongs[request] for request in drafted.request}:
+            self._tried[mine] *= FADE
+            self._kept[mine] *= FADE
+        np.add.at(self._tried.ravel(), tried, 1.0)
+        np.add.at(self._kept.ravel(), kept, 1.0)
+
+    def edges(self, drafted: Drafted, temperature: Sequence[float]) -> list[float]:
+        """What it expects of verified nodes, each given its parent, [m]. temperature: as in `learn`."""
         if not drafted.depth:
             return []
-        depth = np.array(drafted.depth).clip(1, DEPTHS)
         first = _first_siblings(drafted)
         later = [index != mine for mine, index in enumerate(first)]
-        row = (np.array(drafted.source) * DEPTHS + depth - 1) * BIRTHS + later  # [m]
-        edge = interpolated(np.array(drafted.edge_prob), row, self._points, self._estimate.numpy())
+        warmth = np.array([band(t) for t in temperature])[np.array(drafted.request)]  # [m]
+        row = _first_row(np.array(drafted.source), np.array(drafted.depth).clip(1, DEPTHS), warmth) + np.array(later)  # [m]
+        edge = self._estimates(np.array(drafted.edge_prob), row)
         found: list[float] = np.minimum(edge, edge[first]).tolist()
         return found
 
-    def __call__(self, candidates: CandidateTree) -> Tensor:
-        """f of every candidate: the product of the estimates along its path, [n, N] float64; 0 for padding."""
-        return self.on_host(candidates) if candidates.path_prob.device.type == "cpu" else self.on_device(candidates)
+    def __call__(self, candidates: CandidateTree, temperature: Tensor) -> Tensor:
+        """f of every candidate: the product of the estimates along its path, [n, N] float64; 0 for padding.
 
-    def on_host(self, candidates: CandidateTree) -> Tensor:
+        temperature [n] float64: at which the requests draw.
+        """
+        on_cpu = candidates.path_prob.device.type == "cpu"
+        return self.on_host(candidates, temperature) if on_cpu else self.on_device(candidates, temperature)
+
+    def on_host(self, candidates: CandidateTree, temperature: Tensor) -> Tensor:
         """The same in arrays, for candidates in the host's memory."""
-        prob, parent, source = candidates.path_prob.numpy(), candidates.parent.numpy(), candidates.source.numpy()
-        depth = candidates.depth.numpy().clip(1, DEPTHS)
-        column = np.arange(parent.shape[1])
-        first = np.where(source != Source.MODEL, column, first_sibling(prob, parent, source != Source.NGRAM))  # [n, N]
-        row = (source * DEPTHS + depth - 1) * BIRTHS + (first < column)  # [n, N]
-        return torch.from_numpy(calibrated(prob, parent, row, first, self._points, self._estimate.numpy()))
+        parent, depth, prob = candidates.parent.numpy(), candidates.depth.numpy(), candidates.path_prob.numpy()
+        if prob.size == 0:
+            return torch.zeros_like(candidates.path_prob)
+        forest = Forest(parent, depth, prob, candidates.source.numpy())
+        warmth = np.array([band(t) for t in temperature.tolist()])  # [n]
+        row = _first_row(forest.source, np.minimum(depth, DEPTHS), warmth[:, None])  # [n, N]
+        return torch.from_numpy(calibrated(forest, row, self._estimates))
 
-    def on_device(self, candidates: CandidateTree) -> Tensor:
+    def on_device(self, candidates: CandidateTree, temperature: Tensor) -> Tensor:
         """The same in tensors, wherever they are."""
         said = edge_prob(candidates)  # [n, N]
         points, estimate = self._on(said.device)
         column = torch.arange(said.shape[1], device=said.device)  # [N]
         first = _first_sibling(candidates)  # [n, N]
-        depth = candidates.depth.clamp(min=1, max=DEPTHS)
-        row = (candidates.source * DEPTHS + depth - 1) * BIRTHS + (first < column)  # [n, N]
+        depth = candidates.depth.clamp(1, DEPTHS)
+        row = _first_row(candidates.source, depth, bands(temperature)[:, None]) + (first < column)  # [n, N]
         left = (torch.bucketize(said, points, right=True) - 1).clamp(0, points.shape[0] - 2)  # [n, N]
         below = row * points.shape[0] + left
         low, high = estimate[below], estimate[below + 1]
-        edge = (low + (high - low) * (said - points[left]) / (points[left + 1] - points[left])).clamp(1e-6, 1.0)  # [n, N]
+        edge = low + (high - low) * (said - points[left]) / (points[left + 1] - points[left])  # [n, N]
         edge = edge.minimum(pad(edge, (0, 1), value=1.0).gather(1, first))
         return _along_paths(torch.where(candidates.path_prob > 0, edge, 0.0), candidates.parent)
 
     def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """What the draft says [cells + 2] and the estimates for it [rows * (cells + 2)] on a device, always the same tensors."""
+        """What the draft says [P] and the estimates for it [rows * P] on a device, always the same tensors."""
         if device not in self._copies:
-            points = pad(pad(self._said, (1, 0)), (0, 1), value=1.0)  # [cells + 2]
             with torch.inference_mode(False):  # refits write to them outside of any such mode
-                self._copies[device] = points.to(device), self._estimate.view(-1).clone().to(device)
+                both = (torch.from_numpy(x).clone().to(device) for x in (self._estimates.points, self._estimates.value))
+                self._copies[device] = next(both), next(both)
         return self._copies[device]
 
     def remembered(self) -> dict[str, object]:
@@ -131,43 +157,76 @@ class Calibration:
 
     def recall(self, found: object) -> None:
         """Take up what was counted before; raises ValueError, and changes nothing, for counts of other cells or none at all."""
-        if not isinstance(found, dict) or {name: found.get(name) for name in _layout()} != _layout():
+        layout = _layout()
+        if not isinstance(found, dict):
+            raise ValueError("not a calibration")
+        if found.get("version") == 2:
+            raise ValueError("counted before temperatures were told apart; it is learned anew")
+        if {name: found.get(name) for name in layout} != layout:
             raise ValueError("not a calibration of these cells")
         try:
-            tried, kept = (torch.tensor(found[name], dtype=torch.float64) for name in ("tried", "kept"))
+            tried, kept = (np.array(found[name], dtype=np.float64) for name in ("tried", "kept"))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"counts that are no numbers: {error}") from error
         if (
             tried.shape != self._tried.shape
             or kept.shape != tried.shape
-            or not ((kept >= 0) & (kept <= tried) & tried.isfinite()).all()
+            or not ((kept >= 0) & (kept <= tried) & np.isfinite(tried)).all()
         ):
             raise ValueError("counts that cannot be")
-        self._tried.copy_(tried)
-        self._kept.copy_(kept)
+        self._tried[:], self._kept[:] = tried, kept
         self._refit()
 
     def table(self) -> Tensor:
-        """The estimates, [sources * DEPTHS * BIRTHS, cells], at the cells' middles."""
-        return self._estimate[:, 1:-1]
+        """The estimates, [bands, ROWS, CELLS], at the cells' middles."""
+        return torch.from_numpy(self._estimates.value.reshape(len(Band), ROWS, -1)[:, :, 1:-1].copy())
 
     def _refit(self) -> None:
-        self._estimate = self._fitted()
+        self._estimates = self._fitted()
         for device, (_, copy) in self._copies.items():  # in place: captured calls read it there
-            fresh = self._estimate.view(-1)
+            fresh = torch.from_numpy(self._estimates.value)
             copy.copy_(fresh.pin_memory() if device.type == "cuda" else fresh, non_blocking=True)
 
-    def _fitted(self) -> Tensor:
+    def _fitted(self) -> Estimates:
         """Each cell's posterior mean, made to rise with the probability."""
-        mean = (self._kept + PRIOR * self._said) / (self._tried + PRIOR)  # [rows, cells]
-        rising = torch.tensor([_pooled(m, w) for m, w in zip(mean.tolist(), (self._tried + PRIOR).tolist(), strict=True)])
+        mean = (self._kept + PRIOR * self._expected()) / (self._tried + PRIOR)  # [bands, ROWS, CELLS]
+        for falls in np.argwhere((mean[:, :, 1:] < mean[:, :, :-1]).any(2)):
+            row = tuple(falls)
+            mean[row] = _pooled(mean[row].tolist(), (self._tried[row] + PRIOR).tolist())
         # Towards the ends the estimate goes on as it does beside them.
-        return torch.cat([rising[:, :1], rising, rising[:, -1:]], 1).double()
+        value = np.concatenate([mean[:, :, :1], mean, mean[:, :, -1:]], 2).clip(LEAST, 1.0)
+        return Estimates(self._points, np.diff(self._points), value.ravel())
+
+    def _expected(self) -> Floats:
+        """What is expected of each cell before it has seen anything, [bands, ROWS, CELLS].
+
+        That is what its like in the kindred bands have seen, and PRIOR trials in which the draft was right. The cell's own trials
+        would count twice.
+        """
+        expected = np.empty_like(self._tried)
+        for family in self._kin:
+            members = list(family)
+            tried = self._tried[members].sum(0) - self._tried[members]  # [members, ROWS, CELLS], of the others
+            kept = self._kept[members].sum(0) - self._kept[members]
+            expected[members] = (kept.clip(0) + PRIOR * self._said) / (tried.clip(0) + PRIOR)
+        return expected
 
 
 def _layout() -> dict[str, object]:
     """The cells, as a file has them."""
-    return {"edges": list(EDGES), "depths": DEPTHS, "births": BIRTHS, "sources": [source.name for source in Source], "version": 2}
+    return {
+        "edges": list(EDGES),
+        "depths": DEPTHS,
+        "births": BIRTHS,
+        "sources": [source.name for source in Source],
+        "bands": [one.name for one in Band],
+        "version": 3,
+    }
+
+
+def _first_row(source: Numbers, depth: Numbers, warmth: Numbers) -> Numbers:
+    """The rows of the whole table for first children, depth 1 to DEPTHS; those for later children follow them."""
+    return source * (DEPTHS * BIRTHS) + depth * BIRTHS + (warmth * ROWS - BIRTHS)
 
 
 def _first_siblings(drafted: Drafted) -> list[int]:

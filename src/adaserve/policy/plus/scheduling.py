@@ -52,7 +52,7 @@ class PlusScheduling:
         """Take in what a step brought."""
         self._yields.learn(outcome)
         if self._parts.calibrated:
-            self._calibration.learn(outcome.drafted)
+            self._calibration.learn(outcome.drafted, outcome.plan.temperature)
 
     def share(self, demand: Demand) -> RowShare:
         """Decide the step's rows; by the paper's rule where only the counts are known."""

@@ -7,6 +7,7 @@ trees for every k, as in policy/selection.py; the k with the largest surplus is 
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -24,13 +25,13 @@ class SurplusSelection:
     urgency: float
     calibration: Calibration | None
 
-    def __call__(self, candidates: CandidateTree, need: Tensor, purse: Purse) -> Selected:
-        """Choose by surplus; need [n] float64."""
+    def __call__(self, candidates: CandidateTree, need: Tensor, purse: Purse, temperature: Tensor) -> Selected:
+        """Choose by surplus; need, temperature [n] float64."""
         n, columns = candidates.path_prob.shape
         if n == 0 or columns == 0 or purse.most == 0:
             nothing = torch.zeros_like(candidates.token, dtype=torch.bool)
             return Selected(nothing, nothing)
-        f = candidates.path_prob if self.calibration is None else self.calibration(candidates)  # [n, N]
+        f = candidates.path_prob if self.calibration is None else self.calibration(candidates, temperature)  # [n, N]
         choose = chosen_on_host if f.device.type == "cpu" else chosen_on_device
         return choose(f, need, purse, self.urgency)
 
@@ -38,7 +39,8 @@ class SurplusSelection:
 def chosen_on_host(f: Tensor, need: Tensor, purse: Purse, urgency: float) -> Selected:
     """Choose by surplus, in arrays. f [n, N] float64, need [n] float64, both in the host's memory."""
     most = min(purse.most, int(purse.nodes))
-    chosen, slo = largest_surplus(f.numpy(), need.clamp(max=purse.depth + 1).numpy(), urgency, most, purse.price.numpy())
+    wanted = np.minimum(need.numpy(), purse.depth + 1)  # [n]
+    chosen, slo = largest_surplus(f.numpy(), wanted, urgency, most, purse.price.numpy())
     return Selected(torch.from_numpy(chosen), torch.from_numpy(slo))
 
 

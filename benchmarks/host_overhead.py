@@ -1,0 +1,83 @@
+"""What deciding costs: scheduling, selection and learning as a share of a step's time, on this machine, for real.
+
+    python benchmarks/host_overhead.py [--at-once 1 4 16] [--policy adaserve adaserve+]
+
+So many requests decode at once, all of the project's own prompts, a third each with targets of 1.2 and 3 baselines a token and
+without one, and ignore the ends of their texts. Policies take turns, `--repeats` times. Steps that read prompts are passed over,
+and the first ones of every turn. `schedule` is all that the scheduler does before and after a step, learning included; `select`
+is the selection alone. Medians over steps: somebody else's work on the machine is none of the policy's.
+
+The last line is one JSON object.
+"""
+
+import argparse
+import json
+from dataclasses import replace
+from statistics import median
+
+from adaserve.bench.drafting import requests_of
+from adaserve.build import Parts, load_parts
+from adaserve.config import EngineConfig
+from adaserve.request import Request, SamplingParams, Targets
+from adaserve.step import PhaseTimes
+
+WARM = 10
+"""Steps of a turn that are passed over."""
+
+TARGETS = (1.2, 3.0, None)
+"""Baselines a token."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--draft", default="demo")
+    parser.add_argument("--policy", nargs="+", default=["adaserve", "adaserve+"])
+    parser.add_argument("--at-once", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--max-tokens", type=int, default=160)
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--profile", help="measured step times")
+    args = parser.parse_args()
+    most = max(args.at_once)
+    config = EngineConfig(
+        model=args.model, draft=args.draft, threads=args.threads, profile=args.profile, max_num_seqs=most, max_model_len=2048
+    )
+    parts = load_parts(config, print)
+    sampling = SamplingParams(args.max_tokens, args.temperature, ignore_eos=True)
+    baseline = parts.profile.baseline_ms_per_token / 1e3
+    asked = [
+        replace(request, stop_ids=(), targets=Targets(times and times * baseline))
+        for request, times in zip(requests_of(parts, sampling, -(-most // 3)), TARGETS * most, strict=False)
+    ]
+    found: dict[str, list[PhaseTimes]] = {}
+    for repeat in range(args.repeats):
+        for count in args.at_once:
+            for policy in args.policy:
+                found.setdefault(f"{policy} at {count}", []).extend(timed(parts, policy, asked[:count], f"{repeat}"))
+    results = {}
+    print("| policy, requests | steps | step, ms | schedule, us | select, us | share |", "|---" * 6 + "|", sep="\n")
+    for name, steps in found.items():
+        whole, schedule, select = (median(x) for x in zip(*[(t.total, t.schedule, t.select) for t in steps], strict=True))
+        share = median([(t.schedule + t.select) / t.total for t in steps])
+        results[name] = {"steps": len(steps), "step": whole, "schedule": schedule, "select": select, "share": share}
+        print(f"| {name} | {len(steps)} | {whole * 1e3:.2f} | {schedule * 1e6:.0f} | {select * 1e6:.0f} | {share:.2%} |")
+    print(json.dumps(results))
+
+
+def timed(parts: Parts, policy: str, requests: list[Request], turn: str) -> list[PhaseTimes]:
+    """The times of the steps in which all of these requests decode and nothing else happens."""
+    engine = parts.engine(parts.policy(policy))
+    for request in requests:
+        engine.add(replace(request, id=f"{request.id} of {turn}", arrived=parts.clock.now()))
+    seen = []
+    while (report := engine.step()) is not None:
+        outcome = report.outcome
+        if outcome is not None and not outcome.plan.chunks and len(outcome.plan.decoding) == len(requests):
+            seen.append(outcome.times)
+    return seen[WARM:]
+
+
+if __name__ == "__main__":
+    main()
