@@ -17,8 +17,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from adaserve.errors import InvalidConfig
 from adaserve.step import PhaseTimes, StepShape
 
@@ -148,14 +146,26 @@ class _Stairs:
         """The time of `rows`, of one more, ... and of `most` more rows."""
         if not self._rows:
             return [0.0] * (most + 1)
-        wanted = np.arange(rows, rows + most + 1)
-        cost = np.interp(wanted, self._rows, self._cost)
-        beyond = wanted > self._rows[-1]
-        if beyond.any() and len(self._rows) > 1:
-            slope = (self._cost[-1] - self._cost[-2]) / (self._rows[-1] - self._rows[-2])
-            cost[beyond] += max(slope, 0.0) * (wanted[beyond] - self._rows[-1])
-        listed: list[float] = cost.tolist()
-        return listed
+        found: list[float] = []
+        while len(found) <= most:  # a stair at a time
+            begin, end = rows + len(found), rows + most + 1
+            left = bisect_right(self._rows, begin) - 1
+            if left < 0:
+                end = min(end, self._rows[0])
+                found += [self._cost[0]] * (end - begin)
+                continue
+            low, base, slope = self._rows[left], self._cost[left], self._slope(left)
+            if left + 1 < len(self._rows):
+                end = min(end, self._rows[left + 1])
+            found += [slope * (at - low) + base for at in range(begin, end)]
+        return found
+
+    def _slope(self, left: int) -> float:
+        """From one point to the next; after the last as before it, but never down."""
+        last = len(self._rows) - 1
+        if left < last:
+            return (self._cost[left + 1] - self._cost[left]) / (self._rows[left + 1] - self._rows[left])
+        return max(self._slope(last - 1), 0.0) if last else 0.0
 
     def nudge(self, rows: int, step: float, bound: float) -> None:
         """Add `step` to the log-corrections around `rows`, shared by nearness; each stays within [-bound, bound]."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from adaserve.policy.plus.bands import Band, band, bands, kin
+from adaserve.policy.plus.bands import BOUNDS, Band, band, bands, kin
 from adaserve.policy.plus.host import Estimates, Floats, Forest, Ints, calibrated
 from adaserve.step import Drafted
 from adaserve.tree import CandidateTree, Source, edge_prob
@@ -72,21 +72,22 @@ class Calibration:
     def learn(self, drafted: Drafted, temperature: Sequence[float]) -> None:
         """Take in a step's verified nodes. temperature: of the requests that Drafted.request counts."""
         if drafted.request:
-            self._count(drafted, [band(t) for t in temperature])
+            self._count(drafted, [int(band(t)) for t in temperature])
         self._steps += 1
         if self._steps % REFIT == 0:
             self._refit()
 
-    def _count(self, drafted: Drafted, belongs: list[Band]) -> None:
+    def _count(self, drafted: Drafted, belongs: list[int]) -> None:
         """Count the nodes that were put to the test. belongs: the requests' bands."""
         tried: list[int] = []
         kept: list[int] = []
+        model, ngram = int(Source.MODEL), int(Source.NGRAM)
         begun: set[tuple[int, int]] = set()  # families whose first child has been seen: one of a request and depth was reached
         nodes = zip(drafted.request, drafted.depth, drafted.source, drafted.edge_prob, drafted.accepted, strict=True)
         for request, depth, source, prob, accepted in compress(nodes, drafted.reached):
             row = belongs[request] * ROWS + source * (DEPTHS * BIRTHS) + (min(max(depth, 1), DEPTHS) - 1) * BIRTHS
-            if source != Source.NGRAM:
-                row += source == Source.MODEL and (request, depth) in begun
+            if source != ngram:
+                row += source == model and (request, depth) in begun
                 begun.add((request, depth))
             cell = row * CELLS + bisect_left(EDGES, prob)
             tried.append(cell)
@@ -104,7 +105,7 @@ class Calibration:
             return []
         first = _first_siblings(drafted)
         later = [index != mine for mine, index in enumerate(first)]
-        warmth = np.array([band(t) for t in temperature])[np.array(drafted.request)]  # [m]
+        warmth = BOUNDS.searchsorted(np.array(temperature))[np.array(drafted.request)]  # [m]
         row = _first_row(np.array(drafted.source), np.array(drafted.depth).clip(1, DEPTHS), warmth) + np.array(later)  # [m]
         edge = self._estimates(np.array(drafted.edge_prob), row)
         found: list[float] = np.minimum(edge, edge[first]).tolist()
@@ -124,7 +125,7 @@ class Calibration:
         if prob.size == 0:
             return torch.zeros_like(candidates.path_prob)
         forest = Forest(parent, depth, prob, candidates.source.numpy())
-        warmth = np.array([band(t) for t in temperature.tolist()])  # [n]
+        warmth = BOUNDS.searchsorted(temperature.numpy())  # [n]
         row = _first_row(forest.source, np.minimum(depth, DEPTHS), warmth[:, None])  # [n, N]
         return torch.from_numpy(calibrated(forest, row, self._estimates))
 
@@ -200,15 +201,16 @@ class Calibration:
     def _expected(self) -> Floats:
         """What is expected of each cell before it has seen anything, [bands, ROWS, CELLS].
 
-        That is what its like in the kindred bands have seen, and PRIOR trials in which the draft was right. The cell's own trials
-        would count twice.
+        That lies between what the draft says and what its like in the kindred bands have seen, which is believed as much as the
+        draft at most: kin are alike, not the same. The cell's own trials would count twice.
         """
         expected = np.empty_like(self._tried)
         for family in self._kin:
             members = list(family)
             tried = self._tried[members].sum(0) - self._tried[members]  # [members, ROWS, CELLS], of the others
             kept = self._kept[members].sum(0) - self._kept[members]
-            expected[members] = (kept.clip(0) + PRIOR * self._said) / (tried.clip(0) + PRIOR)
+            weight = PRIOR / tried.clip(PRIOR)
+            expected[members] = (weight * kept.clip(0) + PRIOR * self._said) / (weight * tried.clip(0) + PRIOR)
         return expected
 
 

@@ -111,8 +111,12 @@ class PlusScheduling:
         return max(1, min(c.width_max, c.draft_rows // max(drafting, 1), MAX_NODES // max(self.deepest, 1)))
 
     def _spared(self, scene: Scene) -> frozenset[str]:
+        plain = scene.latency.predict(StepShape(len(scene.decoding), sum(len(s.tokens) for s in scene.decoding)))
+        doubtful = [s for s in scene.decoding if is_lost(s, scene.now, plain)]
+        if not doubtful:  # nobody is lost who attains without drafts
+            return frozenset()
         best = self._swiftest(scene)
-        return frozenset([s.request.id for s in scene.decoding if is_lost(s, scene.now, best)])
+        return frozenset([s.request.id for s in doubtful if is_lost(s, scene.now, best)])
 
     def _swiftest(self, scene: Scene) -> float:
         """Seconds a token for a request that is drafted for alone, beside the others' roots: as fast as it can still become."""

@@ -1,6 +1,5 @@
 """What drafting brings: tokens and nodes per depth, and what a token is worth in seconds. Learned from every step."""
 
-from collections import Counter
 from itertools import compress
 
 from adaserve.step import StepOutcome
@@ -60,13 +59,13 @@ class Yields:
         self._steps = FADE * self._steps + 1
         self._members = FADE * self._members + len(outcome.tokens)
         self._gained = FADE * self._gained + gained
-        verified, accepted = Counter(drafted.depth), Counter(compress(drafted.depth, drafted.accepted))
+        verified, accepted = drafted.depth, tuple(compress(drafted.depth, drafted.accepted))
         rooms = [most for most, chunk in zip(plan.room, plan.drafting, strict=True) if chunk is not None]
         for k in range(min(plan.depth, len(self.accepted))):
             able = sum(most > k for most in rooms)
             if able:
-                self.accepted[k] += RATE * (accepted[k + 1] / able - self.accepted[k])
-                self.nodes[k] += RATE * (verified[k + 1] / able - self.nodes[k])
+                self.accepted[k] += RATE * (accepted.count(k + 1) / able - self.accepted[k])
+                self.nodes[k] += RATE * (verified.count(k + 1) / able - self.nodes[k])
         # What was not tried is guessed from what was: no depth brings more than the one above it, and a draft that was given up
         # gets another chance in time.
         if plan.depth == 0 and self.accepted:
