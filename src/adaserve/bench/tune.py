@@ -49,7 +49,7 @@ def grid(base: Constants, profile: Profile) -> list[Constants]:
     found = [base]
     shapes = ((1, 1), (2, 1), (2, 2), (3, 1), (3, 2), (4, 1))
     for rows, draft_rows, c1, c2, (depth, width), n_max, prompt_rows in itertools.product(
-        budgets, (0, 4, 8, 16), (0, 2, 4), (0, 1), shapes, (1, 2, 4, 8), (8, 16, 32, 64)
+        budgets, (0, 4, 8, 16), (0, 2, 4), (0, 1), shapes, (1, 2, 4, 8), (16, 32, 64, 128, 256)
     ):
         candidate = replace(
             base,
