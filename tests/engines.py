@@ -124,7 +124,7 @@ def run(engine: Engine, requests: Sequence[Request], burst: int = 10**9, check: 
         if report is not None and report.outcome is not None:
             outcome = report.outcome
             trees = len(outcome.plan.decoding) + sum(c.length for c in outcome.plan.chunks)
-            assert outcome.shape.rows <= trees + outcome.plan.limits.nodes, "more rows than the budget"
+            assert outcome.used_rows <= trees + outcome.plan.limits.nodes, "more rows than the budget"
             assert all(len(t) >= 1 for t in outcome.tokens), "a decoding request gained nothing"
         if check:
             engine.check()

@@ -129,6 +129,7 @@ def assemble_engine(
 ) -> Engine:
     """Build an engine from decoders in memory. `executor`: one made before for these models and sizes, or None to make it."""
     latency = LatencyModel(profile)
+    executor = executor or make_executor(models, sizes, clock)
     scheduler = Scheduler(
         policy=policy,
         latency=latency,
@@ -136,11 +137,12 @@ def assemble_engine(
         slots=sizes.slots,
         drafting=_drafting(models),
         reuse_prefixes=prefix_caching,
+        padding=executor.padding,
     )
     return Engine(
         scheduler=scheduler,
         policy=policy,
-        executor=executor or make_executor(models, sizes, clock),
+        executor=executor,
         latency=latency,
         clock=clock,
         baseline=latency.baseline,

@@ -165,7 +165,7 @@ class Engine:
             waiting=self._scheduler.waiting,
             kv_usage=self._scheduler.usage(),
             budget_rows=plan.limits.nodes + len(plan.decoding) + sum(c.length for c in plan.chunks) if plan else 0,
-            used_rows=outcome.shape.rows if outcome else 0,
+            used_rows=outcome.used_rows if outcome else 0,
             step_time_error=self._latency.error,
         )
         return StepReport(updates, outcome, slo_selected, stats)

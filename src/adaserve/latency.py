@@ -39,6 +39,7 @@ class Profile:
     attention_ms_per_1000_context_tokens, draft_...: cost of the paged tokens that attention reads.
     step_overhead_ms: what a step costs beside its passes. residual_cv: standard deviation of measured / predicted.
     baseline_ms_per_token: TPOT of one request alone, without speculation; multiples in SLOs refer to it.
+    padded: whether passes compute padding too, as CUDA graphs do (padding.py); a simulated machine then does so.
     An empty draft curve means that there is no draft model. Raises InvalidConfig for curves or numbers that make no sense.
     """
 
@@ -51,6 +52,7 @@ class Profile:
     residual_cv: float
     baseline_ms_per_token: float
     source: str = ""
+    padded: bool = False
 
     def __post_init__(self) -> None:
         for key in CURVES:
@@ -88,7 +90,10 @@ class Profile:
                 values[key] = {int(rows): cost for rows, cost in data[key].items()}
             except ValueError as error:
                 raise InvalidConfig(f"profile {name}: {key} must map whole numbers of rows to milliseconds") from error
-        return cls(name=name, source=str(data.get("source", "")), **values)
+        padded = data.get("padded", False)
+        if not isinstance(padded, bool):
+            raise InvalidConfig(f"profile {name}: padded must be true or false, got {padded!r}")
+        return cls(name=name, source=str(data.get("source", "")), padded=padded, **values)
 
     def to_json(self) -> dict[str, Any]:
         """The profile as a JSON object, rows as strings."""

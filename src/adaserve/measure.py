@@ -12,6 +12,7 @@ from adaserve.errors import InvalidModel
 from adaserve.executor.executor import Executor
 from adaserve.executor.profiler import Profiler
 from adaserve.latency import Profile
+from adaserve.padding import GraphPadding
 from adaserve.policy.adaptive import Constants
 from adaserve.policy.library import make_policy
 from adaserve.request import Request, SamplingParams, Targets
@@ -40,6 +41,7 @@ def measure_profile(models: Models, sizes: Sizes, executor: Executor, name: str,
         step_overhead_ms=curves.overhead * 1e3,
         residual_cv=curves.spread,
         baseline_ms_per_token=curves.verify[1] * 1e3,
+        padded=isinstance(executor.padding, GraphPadding),
     )
     plain = make_policy("continuous", Constants(verify_rows=1, draft_rows=0))
     engine = assemble_engine(models, sizes, plain, profile, clock=WallClock(), executor=executor, prefix_caching=False)

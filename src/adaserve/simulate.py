@@ -24,6 +24,7 @@ from adaserve.executor.simulated import SimulatedExecutor
 from adaserve.executor.truth import Truth, drawn_residuals, recorded_residuals
 from adaserve.latency import LatencyModel, Profile, budget_from
 from adaserve.metrics import RequestResult
+from adaserve.padding import GraphPadding, Unpadded
 from adaserve.pages import PagePool
 from adaserve.policy.adaptive import Constants
 from adaserve.policy.policy import Policy
@@ -131,6 +132,7 @@ def simulated_engine(policy: Policy, machine: Machine, recording: Recording, scr
     """An engine as any other, but for its executor and its clock. scripts: see SimulatedExecutor."""
     clock = VirtualClock()
     latency = LatencyModel(machine.believed or machine.profile)
+    padding = GraphPadding() if machine.profile.padded else Unpadded()
     draw_times, draw_candidates = np.random.default_rng(seed).spawn(2)
     residuals = (
         drawn_residuals(machine.profile.residual_cv, draw_times)
@@ -144,6 +146,7 @@ def simulated_engine(policy: Policy, machine: Machine, recording: Recording, scr
         slots=machine.slots,
         drafting=Drafting.MODEL if machine.profile.draft_step_ms_by_rows else Drafting.NONE,
         reuse_prefixes=True,
+        padding=padding,
     )
     executor = SimulatedExecutor(
         recording=recording,
@@ -152,6 +155,7 @@ def simulated_engine(policy: Policy, machine: Machine, recording: Recording, scr
         clock=clock,
         rng=draw_candidates,
         slots=machine.slots,
+        padding=padding,
     )
     return Engine(scheduler=scheduler, policy=policy, executor=executor, latency=latency, clock=clock, baseline=machine.baseline)
 

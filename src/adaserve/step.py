@@ -115,7 +115,7 @@ class StepPlan:
 class StepShape:
     """What a step's duration depends on.
 
-    rows: rows of the target's pass (roots, nodes, chunks).
+    rows: rows that the target's pass computes (roots, nodes, chunks, and on a GPU padding).
     context: paged tokens that the target's attention reads, summed over requests.
     draft_rows: rows of each pass of the draft model, in order.
     draft_context: paged tokens that the draft's attention reads, summed over requests and passes.
@@ -215,3 +215,8 @@ class StepOutcome:
     failed: tuple[int, ...]
     shape: StepShape
     times: PhaseTimes
+
+    @property
+    def used_rows(self) -> int:
+        """Rows that were of use: roots, verified nodes and prompt rows."""
+        return len(self.tokens) + len(self.drafted.request) + sum(chunk.length for chunk in self.plan.chunks)

@@ -11,6 +11,7 @@ from adaserve.executor.acceptance import Recording
 from adaserve.executor.simulated import SimulatedExecutor
 from adaserve.executor.truth import Truth, drawn_residuals
 from adaserve.latency import Profile
+from adaserve.padding import Unpadded
 from adaserve.policy.selection import SloSelection
 from adaserve.purse import Purse
 from adaserve.request import SamplingParams
@@ -35,7 +36,7 @@ class Bench:
         draws = np.random.default_rng(rng.getrandbits(32))
         truth = Truth(PROFILE, drawn_residuals(0.1, draws))
         self.executor = SimulatedExecutor(
-            recording=recording, scripts=self.scripts, truth=truth, clock=self.clock, rng=draws, slots=n
+            recording=recording, scripts=self.scripts, truth=truth, clock=self.clock, rng=draws, slots=n, padding=Unpadded()
         )
         self.placed = tuple(
             Placement(slot, (0,) * (PROMPT + k), PROMPT, SamplingParams(max_tokens=max_tokens), slot, 0, ())

@@ -39,6 +39,7 @@ PLANS = st.builds(
     grants=tuples(st.builds(PageGrant, NUMBERS, NUMBERS, tuples(NUMBERS))),
     decoding=tuples(NUMBERS),
     need=tuples(FLOATS),
+    temperature=tuples(FLOATS),
     room=tuples(NUMBERS),
     drafting=tuples(st.none() | CHUNKS),
     chunks=tuples(CHUNKS),

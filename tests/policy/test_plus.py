@@ -9,6 +9,7 @@ from adaserve.errors import InvalidConfig
 from adaserve.executor.acceptance import Recording
 from adaserve.latency import LatencyModel, Profile
 from adaserve.metrics import summarize
+from adaserve.padding import Unpadded
 from adaserve.policy.adaptive import Constants
 from adaserve.policy.library import make_policy
 from adaserve.policy.plus.assembly import make_plus
@@ -116,14 +117,14 @@ def test_lost_is_judged_by_what_drafting_can_still_bring() -> None:
     behind = decoding("a", produced=3, tpot=0.010)  # five tokens to come in what is left of 70 ms
     spared = {}
     for now in (0.025, 0.069):
-        scene = Scene(now, [behind], [], 0, LatencyModel(PROFILE))
+        scene = Scene(now, [behind], [], 0, LatencyModel(PROFILE), Unpadded())
         spared[now] = scheduling.share(Demand(1, 0, scene)).spared
     assert 0.025 + 5 * LatencyModel(PROFILE).predict(StepShape(1, 0)) > 0.070  # plain decoding would be late
     assert spared[0.025] == frozenset() and spared[0.069] == {"a"}
 
 
 def test_without_trees_drafts_are_chains() -> None:
-    scene = Scene(0.0, [decoding("a", tpot=0.010)], [], 0, LatencyModel(PROFILE))
+    scene = Scene(0.0, [decoding("a", tpot=0.010)], [], 0, LatencyModel(PROFILE), Unpadded())
     widths = [
         make_plus("p", PAPER, parts, PlusConstants()).scheduling.share(Demand(1, 0, scene)).width
         for parts in (PlusParts(), PlusParts().without("trees"))
@@ -138,7 +139,7 @@ def test_hopeless_is_who_cannot_make_it_even_if_favoured() -> None:
     latency = LatencyModel(PROFILE)  # 10 ms a step alone, 40 ms with 256 rows
 
     def hopeless(others: int, prompt: int = 8, tpot: float | None = None, ttft: float | None = None) -> bool:
-        scene = Scene(0.0, [decoding(f"{i}") for i in range(others)], [], 0, latency)
+        scene = Scene(0.0, [decoding(f"{i}") for i in range(others)], [], 0, latency, Unpadded())
         return scheduling.hopeless(request("a", prompt, tpot=tpot, ttft=ttft), scene)
 
     assert hopeless(0, tpot=0.001) and not hopeless(0, tpot=0.012)
@@ -166,7 +167,7 @@ def test_refusing_is_off_unless_asked_for_and_refuses_the_hopeless_alone() -> No
 def test_prompts_do_not_trickle_where_nobody_has_slack() -> None:
     """One request that can just make it leaves no time for prompts: half of the fixed split's rows are read all the same."""
     late, others = decoding("a", produced=7, tpot=0.010), [decoding(f"{i}") for i in range(50)]
-    scene = Scene(0.060, [late, *others], [waiting("b", prompt=200)], 0, LatencyModel(PROFILE))
+    scene = Scene(0.060, [late, *others], [waiting("b", prompt=200)], 0, LatencyModel(PROFILE), Unpadded())
     rows = []
     for constants in (PlusConstants(), PlusConstants(prompt_least=0.0)):
         share = make_plus("p", PAPER, PlusParts(), constants).scheduling.share(Demand(51, 200, scene))

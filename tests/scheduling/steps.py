@@ -3,6 +3,7 @@
 import random
 
 from adaserve.latency import LatencyModel, Profile
+from adaserve.padding import Padding, Unpadded
 from adaserve.pages import PagePool
 from adaserve.policy.adaptive import Constants
 from adaserve.policy.library import Overrides, make_policy
@@ -54,6 +55,7 @@ def scheduler(
     overrides: Overrides | None = None,
     profile: Profile = PROFILE,
     drafting: Drafting = Drafting.MODEL,
+    padding: Padding | None = None,
 ) -> Scheduler:
     """A scheduler with pages of four tokens."""
     return Scheduler(
@@ -63,6 +65,7 @@ def scheduler(
         slots=slots,
         drafting=drafting,
         reuse_prefixes=reuse,
+        padding=padding or Unpadded(),
     )
 
 

@@ -17,9 +17,10 @@ from adaserve.cache.pool import KVPool
 from adaserve.clock import Clock
 from adaserve.executor.found import Found, drafted_of, failed_slots
 from adaserve.models.decoder import Decoder
+from adaserve.padding import GraphPadding, Padding, Unpadded, places
 from adaserve.purse import Choose, Purse, Selected
 from adaserve.runtime.batch import ForwardBatch
-from adaserve.runtime.capture import Capture, places, reach
+from adaserve.runtime.capture import Capture, reach
 from adaserve.runtime.logprobs import token_logprobs
 from adaserve.runtime.passes import Passes
 from adaserve.runtime.sampling import DrawRows, Draws, draw
@@ -83,6 +84,11 @@ class DeviceExecutor:
         self._known: dict[int, int] = {}  # slot -> known tokens, as far as the host has heard
         self._logprobs: dict[int, int] = {}  # slot -> alternatives asked for
         self._trace: Trace | None = None
+
+    @property
+    def padding(self) -> Padding:
+        """How many rows passes compute."""
+        return Unpadded() if self._table.spare is None else GraphPadding()
 
     @torch.inference_mode()
     def speculate(self, plan: StepPlan) -> CandidateTree:
@@ -262,7 +268,7 @@ class DeviceExecutor:
             first_logprobs=first_logprobs,
             drafted=drafted,
             failed=failed_slots(plan, found),
-            shape=self._shape(plan, found, context),
+            shape=self._shape(plan, trace.tree.rows, context),
             times=PhaseTimes(speculate=speculate, select=select, verify=verify_, commit=self._clock.now() - fetched),
         )
 
@@ -310,8 +316,9 @@ class DeviceExecutor:
                 described.append(())
         return tuple(described)
 
-    def _shape(self, plan: StepPlan, found: Found, context: int) -> StepShape:
-        rows = len(plan.decoding) + len(found.nodes) + sum(c.length for c in plan.chunks)
+    def _shape(self, plan: StepPlan, trees: int, context: int) -> StepShape:
+        """What was computed; trees: rows of trees, padding included."""
+        rows = self.padding.whole(trees, sum(c.length for c in plan.chunks))
         return StepShape(rows, context, *self._drafter.work(plan)) if self._drafter else StepShape(rows, context)
 
 
@@ -319,7 +326,7 @@ def _most_rows(plan: StepPlan, candidates: CandidateTree, count: int) -> int:
     """Rows that the trees of this step can have at most, by what the host knows; count: requests, padding included."""
     n, columns = candidates.token.shape
     nodes = min(max(plan.limits.nodes, 0), n * min(columns, MAX_NODES))
-    return count + nodes if nodes == 0 else places(count + nodes)
+    return GraphPadding().trees(count, 0, nodes)
 
 
 def _drawing_rows(plan: StepPlan, hidden: Tensor, more: int) -> Tensor:

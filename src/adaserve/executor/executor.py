@@ -4,6 +4,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from adaserve.padding import Padding
 from adaserve.purse import Choose, Selected
 from adaserve.step import StepOutcome, StepPlan, Verdict
 from adaserve.tree import CandidateTree
@@ -11,6 +12,11 @@ from adaserve.tree import CandidateTree
 
 class Executor(Protocol):
     """Carries out the phases of one step, in this order. Nothing but the outcome of `commit` reaches the host."""
+
+    @property
+    def padding(self) -> Padding:
+        """How many rows its passes compute for those that are needed."""
+        ...
 
     def speculate(self, plan: StepPlan) -> CandidateTree:
         """Let the drafter propose a tree for every decoding request: d beam steps of width w.  [n, N]"""

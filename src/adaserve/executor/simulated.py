@@ -15,6 +15,7 @@ from adaserve.clock import VirtualClock
 from adaserve.executor.acceptance import Recording
 from adaserve.executor.recorded_beam import Bools, Floats, Ints, grow
 from adaserve.executor.truth import Truth
+from adaserve.padding import Padding
 from adaserve.purse import Choose, Purse, Selected
 from adaserve.step import Drafted, Placement, StepOutcome, StepPlan, StepShape, Verdict, draft_work
 from adaserve.tree import MAX_NODES, ROOT, CandidateTree, Source
@@ -35,6 +36,7 @@ class SimulatedExecutor:
     recording: whose outputs the requests produce. scripts: for the seed of every request, the recorded sequence that it follows;
     one that wants more tokens goes on with the next sequences of the class. truth: how long steps take. clock: is moved on by
     that. rng: draws what stands off the true path. slots: most requests at once.
+    padding: how many rows its passes compute.
     """
 
     def __init__(
@@ -46,7 +48,9 @@ class SimulatedExecutor:
         clock: VirtualClock,
         rng: np.random.Generator,
         slots: int,
+        padding: Padding,
     ) -> None:
+        self.padding = padding
         self._recording = recording
         self._scripts = scripts
         self._truth = truth
@@ -116,7 +120,9 @@ class SimulatedExecutor:
         walk, self._walk = self._walk, None
         slot, length = np.array(plan.decoding, dtype=np.int64), verdict.length.numpy()  # [n]
         context = int(self._known[slot].sum()) + sum(c.start + c.length for c in plan.chunks)
-        rows = len(slot) + int(walk.chosen.sum()) + sum(c.length for c in plan.chunks)
+        most = min(plan.limits.nodes, walk.chosen.size)
+        trees = self.padding.trees(len(slot), int(walk.chosen.sum()), most)
+        rows = self.padding.whole(trees, sum(c.length for c in plan.chunks))
         shape = StepShape(rows, context, *draft_work(plan.drafting, plan.catch_up, plan.depth, plan.width))
         times = self._truth.times(shape)
         self._clock.advance(times.total)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from adaserve.errors import EngineFailed
 from adaserve.executor.executor import Executor
+from adaserve.padding import Padding
 from adaserve.parallel.group import Group
 from adaserve.parallel.messages import Link, Message, Plan, Tree
 from adaserve.parallel.ranks import Ranks
@@ -38,6 +39,11 @@ class Leader:
         self._inner = inner
         self._group = group
         self._ranks = ranks
+
+    @property
+    def padding(self) -> Padding:
+        """As of the executor that it leads."""
+        return self._inner.padding
 
     def speculate(self, plan: StepPlan) -> CandidateTree:
         """Send the plan; speculate, alone."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from adaserve.latency import LatencyModel
+from adaserve.padding import Padding
 from adaserve.policy.discipline import FIRST_COME, Discipline
 from adaserve.policy.memory import Memory
 from adaserve.policy.selection import Selection
@@ -17,7 +18,7 @@ class Scene:
     """The requests behind a Demand's counts, for policies that look at each of them.
 
     decoding: those with a root each. backlog: those with known tokens still to compute, in the order in which they are served.
-    waiting: how many have no slot yet. latency: what steps take, as far as is known.
+    waiting: how many have no slot yet. latency: what steps take, as far as is known. padding: how many rows passes compute.
     """
 
     now: float
@@ -25,6 +26,7 @@ class Scene:
     backlog: Sequence[RequestState]
     waiting: int
     latency: LatencyModel
+    padding: Padding
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class RowShare:
 
     decode: whether the decoding requests take part in this step.
     prompt_rows: most prompt rows.
-    budget: B, rows of the target's pass (roots, nodes, prompt rows). Roots and prompt rows are served even beyond it.
+    budget: B, rows that the target's pass computes (roots, nodes, prompt rows, padding). Roots and prompt rows are served even
+        beyond it.
     depth, width: d and w of the beam.
     nodes: how many draft nodes the step is likely to verify, for its predicted duration; None: all that fit.
     pace: the share of its target that a request is steered to, the rest being a margin.

@@ -51,12 +51,6 @@ def reach(longest: int) -> int:
     return 1 << bits + bits % 2
 
 
-def places(count: int) -> int:
-    """So many requests, rounded up to one of a few numbers, that not every number needs graphs of its own."""
-    step = 1 if count <= 4 else 2 if count <= 8 else 4 if count <= 16 else 8 if count <= 64 else 16
-    return -(-count // step) * step
-
-
 @dataclass(frozen=True)
 class _Graph:
     """A captured call: its inputs in place, and its result, which replays write again."""

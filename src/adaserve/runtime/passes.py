@@ -18,17 +18,16 @@ from torch import Tensor
 from adaserve.attention.tiling import splits, tile, tile_count, tile_height
 from adaserve.cache.pool import KVPool
 from adaserve.models.decoder import Decoder
+from adaserve.padding import bucket
 from adaserve.runtime.batch import ForwardBatch
 from adaserve.runtime.capture import capture, reach
 
-ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 80, 96, 112, 128, 144, 160, 192, 224, 256, 288, 320, 384, 448, 512)
-"""Buckets of rows. Larger passes are long enough to be launched as they come."""
 GROUPS = (1, 2, 4, 8, 16, 32, 48, 72, 96, 144, 272, 528)
 """Buckets of groups: few, for an empty one costs next to nothing. Beside the requests there are padding and prompt chunks."""
 SHEET = 256
 """Rows that go through all layers together on a CPU: their activations stay in its caches, where a larger pass would carry every
 layer's to memory and back. Reading the weights once more costs a tenth of computing with them."""
-MOST_GRAPHS = 128
+MOST_GRAPHS = 160
 """Graphs that are kept; beyond, the one that was not used for the longest time goes."""
 
 
@@ -117,11 +116,11 @@ class GraphPasses:
     def __call__(self, batch: ForwardBatch, longest: int) -> Tensor:
         """Run the pass."""
         rows, groups = batch.token.shape[0], batch.slot.shape[0]
-        bucket, places = _up(rows, ROWS), _up(groups, GROUPS)
-        if bucket is None or places is None:
+        size, places = bucket(rows), next((places for places in GROUPS if places >= groups), None)
+        if size is None or places is None:
             return self.plain(batch, longest)
-        programs = tile_count(bucket, places, tile_height(bucket, places, self._group)) * self._decoder.config.kv_heads
-        key = bucket, places, splits(programs, reach(longest))
+        programs = tile_count(size, places, tile_height(size, places, self._group)) * self._decoder.config.kv_heads
+        key = size, places, splits(programs, reach(longest))
         found = self._graphs.pop(key, None) or self._capture(batch, *key)
         self._graphs[key] = found  # the latest last
         self._load(found, batch)
@@ -142,12 +141,12 @@ class GraphPasses:
         graph.start[groups + 1 :].fill_(rows)  # an assigned number would be copied from the host, which waits
         graph.slot[:groups] = batch.slot
 
-    def _capture(self, batch: ForwardBatch, bucket: int, places: int, parts: int) -> _Graph:
+    def _capture(self, batch: ForwardBatch, size: int, places: int, parts: int) -> _Graph:
         """Capture a pass of these sizes. The first of all runs once before, to have kernels compiled and all set up."""
         if len(self._graphs) >= MOST_GRAPHS:
             del self._graphs[next(iter(self._graphs))]
         device = batch.token.device
-        numbers = self._idle.repeat(1, bucket)  # [5, R]
+        numbers = self._idle.repeat(1, size)  # [5, R]
         start = torch.zeros(places + 1, dtype=torch.int64, device=device)  # [G + 1]
         slot = torch.zeros(places, dtype=torch.int64, device=device)  # [G]
         token, position, prefix, mask, dest = numbers
@@ -162,8 +161,3 @@ class GraphPasses:
             run()
         graph, hidden = capture(run, self._memory, self._stream)
         return _Graph(graph, numbers, start, slot, hidden)
-
-
-def _up(count: int, buckets: tuple[int, ...]) -> int | None:
-    """The smallest bucket that holds so many, or None."""
-    return next((b for b in buckets if b >= count), None)

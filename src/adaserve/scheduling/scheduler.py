@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from adaserve.latency import LatencyModel
+from adaserve.padding import Padding, most_nodes
 from adaserve.pages import PagePool
 from adaserve.policy.policy import Demand, Policy, Scene
 from adaserve.request import FinishReason, Request, RequestState
@@ -46,15 +47,25 @@ class Scheduler:
     """Decides each step from the queues, in the order that the policy's discipline gives.
 
     slots: most requests that run at once. drafting: who proposes trees. reuse_prefixes: whether requests share full pages.
+    padding: how many rows the executor computes.
     """
 
     def __init__(
-        self, *, policy: Policy, latency: LatencyModel, pages: PagePool, slots: int, drafting: Drafting, reuse_prefixes: bool
+        self,
+        *,
+        policy: Policy,
+        latency: LatencyModel,
+        pages: PagePool,
+        slots: int,
+        drafting: Drafting,
+        reuse_prefixes: bool,
+        padding: Padding,
     ) -> None:
         self._policy = policy
         self._latency = latency
         self._ledger = PageLedger(pages, reuse_prefixes)
         self._drafting = drafting
+        self._padding = padding
         self._slots = list(range(slots))
         self._waiting = policy.discipline.queue(latency.baseline)
         self._running: dict[int, RequestState] = {}  # by slot, in order of admission
@@ -88,7 +99,7 @@ class Scheduler:
 
     def _everybody(self, now: float) -> Scene:
         """All who run or wait, as if they decoded."""
-        return Scene(now, [*self._running.values(), *self._waiting], (), len(self._waiting), self._latency)
+        return Scene(now, [*self._running.values(), *self._waiting], (), len(self._waiting), self._latency, self._padding)
 
     def cancel(self, request_ids: set[str]) -> list[Progress]:
         """End the requests named; everything they held is free at once. Unknown ids are ignored."""
@@ -112,7 +123,7 @@ class Scheduler:
         backlog: list[RequestState] = []
         for state in members:
             (decoding if state.is_decoding else backlog).append(state)
-        scene = Scene(now, decoding, backlog, len(self._waiting), self._latency)
+        scene = Scene(now, decoding, backlog, len(self._waiting), self._latency, self._padding)
         share = self._policy.scheduling.share(Demand(len(decoding), sum(len(s.tokens) - s.computed for s in backlog), scene))
         if not share.decode:
             decoding = []
@@ -120,7 +131,8 @@ class Scheduler:
         if not decoding and not chunks:
             assert not line, f"the policy {self._policy.name} lets nobody run"
             return None
-        nodes = max(0, share.budget - len(decoding) - sum(c.length for c in chunks))
+        prompt_rows = sum(c.length for c in chunks)
+        nodes = max(0, share.budget - len(decoding) - prompt_rows)
         room = tuple([0 if s.request.id in share.spared else min(s.remaining - 1, share.depth) for s in decoding])
         drafting: list[Chunk | None] = [None] * len(decoding)
         catch_up: list[Chunk] = []
@@ -129,14 +141,18 @@ class Scheduler:
         # Nobody drafts deeper than anybody can use, nor for a budget that prompts have spent.
         depth = max((most for chunk, most in zip(drafting, room, strict=True) if chunk is not None), default=0) if nodes else 0
         drafts = len(drafting) - drafting.count(None)
-        fitting = min(nodes, drafts * self._drafting.nodes(depth, share.width))
+        proposed = drafts * self._drafting.nodes(depth, share.width)
+        if nodes < proposed:  # the budget says how many, so padding counts
+            nodes = most_nodes(self._padding, len(decoding), prompt_rows, share.budget)
+        fitting = min(nodes, proposed)
         likely = fitting if share.nodes is None else min(fitting, share.nodes)
-        shape = self._shape(decoding, chunks, drafting, catch_up, depth, share.width, likely)
+        trees = self._padding.trees(len(decoding), likely, fitting)
+        shape = self._shape(decoding, chunks, drafting, catch_up, depth, share.width, self._padding.whole(trees, prompt_rows))
         predicted = self._latency.predict(shape)
         price: tuple[float, ...] = ()
         if share.token_price is not None:
             nodes = fitting
-            price = self._latency.added(shape.rows - likely, nodes, share.token_price)
+            price = self._latency.added(len(decoding) + prompt_rows, nodes, share.token_price)
         released, self._released = tuple(self._released), []
         return StepPlan(
             released=released,
@@ -273,11 +289,10 @@ class Scheduler:
         catch_up: list[Chunk],
         depth: int,
         width: int,
-        nodes: int,
+        rows: int,
     ) -> StepShape:
-        """What the step will look like if every node that fits is chosen: the basis of the predicted duration t."""
+        """What the step will look like if its pass computes `rows` rows: the basis of the predicted duration t."""
         context = sum(len(s.tokens) for s in decoding) + sum(c.start + c.length for c in chunks)
-        rows = len(decoding) + nodes + sum(c.length for c in chunks)
         if not self._drafting.has_model:
             return StepShape(rows, context)
         return StepShape(rows, context, *draft_work(drafting, catch_up, depth, width))

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from adaserve.cache.pool import KVPool
 from adaserve.models.decoder import Decoder
-from adaserve.runtime.capture import Capture, places, reach
+from adaserve.padding import places
+from adaserve.runtime.capture import Capture, reach
 from adaserve.runtime.passes import Passes
 from adaserve.runtime.slots import SlotTable
 from adaserve.runtime.transfer import stage, upload

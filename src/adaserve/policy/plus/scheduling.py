@@ -4,6 +4,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
 
+from adaserve.padding import most_prompt
 from adaserve.policy.adaptive import AdaptiveScheduling
 from adaserve.policy.plus.calibration import Calibration
 from adaserve.policy.plus.parts import PlusConstants, PlusParts
@@ -72,12 +73,14 @@ class PlusScheduling:
         prompt_rows = self._prompt_rows(scene, spared, depth, width, nodes) if self._parts.slack_chunks else fixed.prompt_rows
         if not self._parts.priced:
             return RowShare(True, prompt_rows, fixed.budget, depth, width, pace=aim, spared=spared)
-        # Room to verify half as many again as usual: selection stops where nodes cease to pay.
-        most = nodes + nodes // 2 + 16 if depth else 0
-        rows = demand.decoding + min(prompt_rows, demand.prompt) + most
+        prompt = min(prompt_rows, demand.prompt)
+        most = self._room(scene, nodes, prompt) if depth else 0
+        # Prompt rows that take the place of padding cost nothing.
+        prompt = most_prompt(scene.padding, scene.padding.trees(demand.decoding, nodes, most), prompt, demand.prompt)
+        rows = scene.padding.whole(scene.padding.trees(demand.decoding, most, most), prompt)
         return RowShare(
             decode=True,
-            prompt_rows=prompt_rows,
+            prompt_rows=max(prompt_rows, prompt),
             budget=rows if self._budget is None else min(rows, self._budget),
             depth=depth,
             width=width,
@@ -104,6 +107,16 @@ class PlusScheduling:
         newcomer = RequestState(request, list(request.prompt))
         return self._swiftest(replace(scene, decoding=[*scene.decoding, newcomer])) > targets.tpot
 
+    def _room(self, scene: Scene, nodes: int, prompt: int) -> int:
+        """How many nodes may be verified: half as many again as usual, for selection stops where they cease to pay.
+
+        Where room is paid for whether it is used or not, a few more than usual, and what else the padding holds.
+        """
+        n, padding = len(scene.decoding), scene.padding
+        cost = padding.whole(padding.trees(n, nodes, nodes + nodes // 8 + 4), prompt)
+        most = range(nodes + nodes // 2 + 17)
+        return bisect_right(most, cost, key=lambda k: padding.whole(padding.trees(n, nodes, k), prompt)) - 1
+
     def _width(self, drafting: int) -> int:
         if not self._parts.trees:
             return 1
@@ -121,20 +134,23 @@ class PlusScheduling:
     def _swiftest(self, scene: Scene) -> float:
         """Seconds a token for a request that is drafted for alone, beside the others' roots: as fast as it can still become."""
         rows, context, gain, nodes = len(scene.decoding), sum(len(s.tokens) for s in scene.decoding), 1.0, 0.0
-        best = scene.latency.predict(StepShape(rows, context))
+        trees = scene.padding.trees
+        best = scene.latency.predict(StepShape(trees(rows, 0, 0), context))
         for k in range(self.deepest):
             gain += self._yields.accepted[k]
             nodes += self._yields.nodes[k]
-            best = min(best, scene.latency.predict(StepShape(rows + round(nodes), context, (1,) * (k + 1))) / gain)
+            computed = trees(rows, round(nodes), round(nodes))
+            best = min(best, scene.latency.predict(StepShape(computed, context, (1,) * (k + 1))) / gain)
         return best
 
     def _depth(self, scene: Scene, drafting: int, width: int) -> int:
         """The depth with the largest surplus of tokens over what they cost."""
         if not drafting:
             return 0
-        latency, rows = scene.latency, len(scene.decoding) + min(sum(len(s.tokens) - s.computed for s in scene.backlog), 64)
-        plain = latency.predict(StepShape(rows, 0))
-        worth = self._yields.seconds_per_token or plain / max(1, len(scene.decoding))
+        latency, n, trees = scene.latency, len(scene.decoding), scene.padding.trees
+        prompt = min(sum(len(s.tokens) - s.computed for s in scene.backlog), 64)
+        plain = latency.predict(StepShape(trees(n, 0, 0) + prompt, 0))
+        worth = self._yields.seconds_per_token or plain / max(1, n)
         gain = nodes = 0.0
         best, deepest = 0.0, 0
         passes: list[int] = []
@@ -142,7 +158,8 @@ class PlusScheduling:
             gain += drafting * self._yields.accepted[k]
             nodes += drafting * self._yields.nodes[k]
             passes.append(drafting * (width if k else 1))
-            cost = latency.predict(StepShape(rows + round(nodes), 0, tuple(passes))) - plain
+            computed = trees(n, round(nodes), round(nodes)) + prompt
+            cost = latency.predict(StepShape(computed, 0, tuple(passes))) - plain
             surplus = gain - cost / worth
             if surplus > best:
                 best, deepest = surplus, k + 1
@@ -157,7 +174,7 @@ class PlusScheduling:
         if not scene.decoding:
             return c.idle_prompt_rows
         most = min(c.prompt_rows, waiting)
-        rows = len(scene.decoding) + nodes
+        rows = scene.padding.trees(len(scene.decoding), nodes, nodes)
         context = sum(len(s.tokens) for s in scene.decoding)
         passes = (len(scene.decoding), *[len(scene.decoding) * width] * (depth - 1)) if depth else ()
         base = scene.latency.predict(StepShape(rows, context, passes))

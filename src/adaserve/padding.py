@@ -1,0 +1,77 @@
+"""Padding: how many rows a pass computes on a machine that runs passes in a few sizes only (CUDA graphs).
+
+    trees    | roots and nodes, padded requests and nodes that might have been chosen |
+    whole    | trees                                                                  | prompt chunks | up to a bucket of rows |
+
+The host fixes these sizes before the device has chosen its nodes, so what is allowed for is paid for.
+"""
+
+from bisect import bisect_left, bisect_right
+from typing import Protocol
+
+ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 80, 96, 112, 128, 144, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448, 480, 512)
+"""Buckets of rows of a pass with prompt chunks. Larger passes are long enough to be launched as they come."""
+
+
+class Padding(Protocol):
+    """How many rows are computed for rows that are needed."""
+
+    def trees(self, requests: int, nodes: int, most: int) -> int:
+        """Rows of the trees of so many requests, of which `nodes` nodes are verified, and up to `most` might have been."""
+        ...
+
+    def whole(self, trees: int, prompt: int) -> int:
+        """Rows of a pass over so many rows of trees and of prompts."""
+        ...
+
+
+class Unpadded:
+    """Passes hold exactly what there is, as on a CPU."""
+
+    def trees(self, requests: int, nodes: int, most: int) -> int:
+        """What is verified."""
+        return requests + nodes
+
+    def whole(self, trees: int, prompt: int) -> int:
+        """Their sum."""
+        return trees + prompt
+
+
+class GraphPadding:
+    """Passes are captured in the sizes of `places`, those with prompt chunks in those of ROWS."""
+
+    def trees(self, requests: int, nodes: int, most: int) -> int:
+        """What might have been verified, rounded up twice: requests alone, then all together."""
+        return places(requests) if most <= 0 else places(places(requests) + most)
+
+    def whole(self, trees: int, prompt: int) -> int:
+        """The trees alone, or all up to the next bucket."""
+        return trees if prompt == 0 else bucket(trees + prompt) or trees + prompt
+
+
+def places(count: int) -> int:
+    """So many requests, rounded up to one of a few numbers, that not every number needs graphs of its own."""
+    step = 1 if count <= 4 else 2 if count <= 8 else 4 if count <= 16 else 8 if count <= 64 else 16
+    return -(-count // step) * step
+
+
+def bucket(rows: int) -> int | None:
+    """The smallest bucket that holds so many rows, or None."""
+    at = bisect_left(ROWS, rows)
+    return ROWS[at] if at < len(ROWS) else None
+
+
+def most_nodes(padding: Padding, requests: int, prompt: int, rows: int) -> int:
+    """The most nodes that may be allowed for in a pass that computes at most `rows` rows; 0 if there is no room for any."""
+    left = rows - requests - prompt
+    return max(
+        0, bisect_right(range(max(left, 0) + 1), rows, key=lambda k: padding.whole(padding.trees(requests, k, k), prompt)) - 1
+    )
+
+
+def most_prompt(padding: Padding, trees: int, prompt: int, most: int) -> int:
+    """The most prompt rows, from `prompt` to `most`, that cost no more than `prompt` of them beside so many rows of trees."""
+    if prompt <= 0 or most <= prompt:
+        return prompt
+    limit = padding.whole(trees, prompt)
+    return prompt + bisect_right(range(prompt, most + 1), limit, key=lambda rows: padding.whole(trees, rows)) - 1
