@@ -15,11 +15,11 @@ from adaserve.pages import PagePool
 from adaserve.policy.policy import Demand, Policy, Scene
 from adaserve.request import FinishReason, Request, RequestState
 from adaserve.scheduling.drafting import READY_LAG, Drafting, slot_of
+from adaserve.scheduling.gains import first_stop, read_by_model
 from adaserve.scheduling.ledger import PageLedger
 from adaserve.scheduling.need import need
 from adaserve.step import (
     Chunk,
-    Drafted,
     Limits,
     PageGrant,
     Placement,
@@ -29,7 +29,6 @@ from adaserve.step import (
     TokenLogprobs,
     draft_work,
 )
-from adaserve.tree import Source
 
 __all__ = ["READY_LAG", "Drafting", "Progress", "Scheduler"]
 
@@ -178,7 +177,7 @@ class Scheduler:
         progress: list[Progress] = []
         failed = set(outcome.failed)
         drafted = Counter(outcome.drafted.request)
-        read = _read_by_model(outcome.drafted)
+        read = read_by_model(outcome.drafted)
         if self._policy.learner is not None:
             self._policy.learner.learn(outcome)
         for chunk in plan.catch_up:
@@ -306,7 +305,7 @@ class Scheduler:
             return Progress(state, ())
         most = state.remaining
         kept = tokens[:most]
-        stop = _first_stop(state, kept)
+        stop = first_stop(state, kept)
         if stop is not None:
             kept = kept[: stop + 1]
         state.tokens.extend(kept)
@@ -346,21 +345,6 @@ class Scheduler:
         heapq.heappush(self._slots, state.slot)
         state.slot = None
         state.computed = state.draft_computed = 0
-
-
-def _read_by_model(drafted: Drafted) -> Counter[int]:
-    """How many accepted nodes of each request the draft model proposed; they come before those that look-up alone proposed."""
-    nodes = zip(drafted.request, drafted.source, drafted.accepted, strict=True)
-    return Counter(request for request, source, accepted in nodes if accepted and source != Source.NGRAM)
-
-
-def _first_stop(state: RequestState, tokens: Sequence[int]) -> int | None:
-    """Which of the tokens just gained ends the request, if one does."""
-    stop_ids = state.request.stop_ids
-    if not stop_ids:
-        return None
-    least = state.request.sampling.min_tokens - state.produced  # tokens that may not end it
-    return next((i for i, token in enumerate(tokens) if token in stop_ids and i >= least), None)
 
 
 def _chunks(backlog: Sequence[RequestState], rows: int) -> list[Chunk]:
