@@ -138,6 +138,7 @@ def assemble_engine(
         drafting=_drafting(models),
         reuse_prefixes=prefix_caching,
         padding=executor.padding,
+        runs_ahead=executor.runs_ahead,
     )
     return Engine(
         scheduler=scheduler,

@@ -7,7 +7,7 @@ costs nothing, they hold exactly what was chosen.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 from adaserve.cache.pool import KVPool
 from adaserve.clock import Clock
 from adaserve.executor.found import Found, drafted_of, failed_slots
+from adaserve.executor.trace import Ahead, Trace
 from adaserve.models.decoder import Decoder
 from adaserve.padding import GraphPadding, Padding, Unpadded, places
 from adaserve.purse import Choose, Purse, Selected
@@ -23,30 +24,15 @@ from adaserve.runtime.batch import ForwardBatch
 from adaserve.runtime.capture import Capture, reach
 from adaserve.runtime.logprobs import token_logprobs
 from adaserve.runtime.passes import Passes
-from adaserve.runtime.sampling import DrawRows, Draws, draw
+from adaserve.runtime.sampling import DrawRows, draw
 from adaserve.runtime.slots import SlotTable
 from adaserve.runtime.stopwatch import Stopwatch
 from adaserve.runtime.table import SamplingTable, Traits
-from adaserve.runtime.transfer import Bundle, Fetch, bundle, stage, upload
+from adaserve.runtime.transfer import Fetch, bundle, stage, upload
 from adaserve.speculation.drafter import Drafter, Gained
 from adaserve.speculation.verifier import verify
 from adaserve.step import PhaseTimes, StepOutcome, StepPlan, StepShape, TokenLogprobs, Verdict
 from adaserve.tree import MAX_NODES, CandidateTree, DraftTree, edge_prob, pack
-
-
-@dataclass(frozen=True)
-class Trace:
-    """What verification leaves for commit; draws and logits have the trees' rows first, then those of drawing chunks."""
-
-    tree: DraftTree
-    draws: Draws
-    logits: Tensor  # [B + C, V]
-    verdict: Verdict
-    results: Bundle
-
-    def without_logits(self) -> "Trace":
-        """The same for a graph to keep, which would keep their memory to itself."""
-        return replace(self, logits=self.logits.new_empty(0, self.logits.shape[1]))
 
 
 class DeviceExecutor:
@@ -84,16 +70,27 @@ class DeviceExecutor:
         self._known: dict[int, int] = {}  # slot -> known tokens, as far as the host has heard
         self._logprobs: dict[int, int] = {}  # slot -> alternatives asked for
         self._trace: Trace | None = None
+        self._ahead: Ahead | None = None  # of the step to come
+        self._early: Ahead | None = None  # of this step, which came as it was promised
 
     @property
     def padding(self) -> Padding:
         """How many rows passes compute."""
         return Unpadded() if self._table.spare is None else GraphPadding()
 
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether promised steps are begun before they are planned: on a device that works while the host plans."""
+        return self._table.spare is not None
+
     @torch.inference_mode()
     def speculate(self, plan: StepPlan) -> CandidateTree:
         """Take in what the plan says of slots and pages, then let the drafter propose.  [n, N]"""
         self._stopwatch.mark()
+        self._early, self._ahead = self._ahead, None
+        if self._early is not None and not self._early.serves(plan):
+            self._table.forget(upload(self._early.slots, self._table.device))
+            self._early = None
         self._settle(plan)
         if self._drafter is None or (plan.depth == 0 and not plan.catch_up):
             candidates = CandidateTree.empty(len(plan.decoding), self._table.device)
@@ -144,19 +141,22 @@ class DeviceExecutor:
         What was accepted is kept as well, on the device: its keys and values go from tails to pages, its tokens become known.
         """
         self._stopwatch.mark()
-        self._trace = self._check(plan, candidates, chosen)
+        if self._early is None:
+            longest = max((*(self._known[s] for s in plan.decoding), *(c.start + c.length for c in plan.chunks)))
+            self._trace = self._check(plan, candidates, chosen, longest)
+        else:
+            self._trace = self._early.trace
         self._stopwatch.mark()
         return self._trace.verdict
 
-    def _check(self, plan: StepPlan, candidates: CandidateTree, chosen: Tensor) -> Trace:
-        """The device's work of `verify`, in captured calls where it may be captured.
+    def _check(self, plan: StepPlan, candidates: CandidateTree, chosen: Tensor, longest: int) -> Trace:
+        """The device's work of `verify`, in captured calls where it may be captured. longest: most context of a row.
 
         Prompt chunks are of too many sizes for one call: then what comes before and after the pass is captured, and the pass by
         itself for buckets of sizes. Edited and described logits depend on more than a key can say.
         """
         drawing = tuple(c.slot for c in plan.chunks if c.draws)
         slots = plan.decoding + drawing
-        longest = max((*(self._known[s] for s in plan.decoding), *(c.start + c.length for c in plan.chunks)))
         spare, device = self._table.spare, self._table.device
         traits = self._sampling.traits(slots)
         tensors = candidates.token, candidates.parent, candidates.depth, candidates.path_prob, candidates.source
@@ -236,14 +236,20 @@ class DeviceExecutor:
         """Bring what the step brought to the host."""
         assert self._trace is not None, "commit follows verify"
         trace, self._trace = self._trace, None
-        results = Fetch(trace.results)
+        early, self._early = self._early, None
+        ahead = plan.again and self.runs_ahead
+        results = Fetch(trace.results, reused=ahead)
         before, self._prepared = self._prepared, None
+        if ahead:
+            self._ahead = self._run_ahead(plan)
         if self._drafter is not None and self._table.spare is not None:
             self._prepared = self._watch()
             self._prepared.mark()
             self._drafter.prepare(plan, self._table)
             self._prepared.mark()
         found = Found(*results.wait())
+        if early is not None:
+            found = found.roots(early.rows(plan))
         drawing = [c for c in plan.chunks if c.draws]
         fetched = self._clock.now()
         n = len(plan.decoding)
@@ -260,6 +266,7 @@ class DeviceExecutor:
         logprobs, first_logprobs = self._tree_logprobs(plan, found, trace), self._first_logprobs(plan, trace)
         speculate, select, verify_ = self._stopwatch.laps()
         speculate += sum(before.laps()) if before is not None else 0.0
+        verify_ += sum(early.watch.laps()) if early is not None else 0.0
         return StepOutcome(
             plan=plan,
             tokens=tokens,
@@ -271,6 +278,22 @@ class DeviceExecutor:
             shape=self._shape(plan, trace.tree.rows, context),
             times=PhaseTimes(speculate=speculate, select=select, verify=verify_, commit=self._clock.now() - fetched),
         )
+
+    def _run_ahead(self, plan: StepPlan) -> Ahead | None:
+        """Begin the plain step that the plan promises; None where what its requests ask for is not captured.
+
+        It reads tokens that the host has not heard of yet. Each request has a page for one more known token than the plan needed.
+        """
+        slots = plan.decoding
+        if self._logprobs or self._sampling.traits(slots).edits_logits:
+            return None
+        watch = self._watch()
+        watch.mark()
+        after = replace(plan, chunks=(), depth=0, limits=replace(plan.limits, nodes=0, depth=0))
+        nothing = CandidateTree.empty(len(slots), self._table.device)
+        trace = self._check(after, nothing, nothing.token.bool(), max(self._known[s] for s in slots) + 1)
+        watch.mark()
+        return Ahead(slots, trace, watch)
 
     def _settle(self, plan: StepPlan) -> None:
         """Bookkeeping that comes before the passes: who left, who came, who owns which pages."""

@@ -18,6 +18,11 @@ class Executor(Protocol):
         """How many rows its passes compute for those that are needed."""
         ...
 
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether it computes a step before its plan is made where the plan before it promises that (StepPlan.again)."""
+        ...
+
     def speculate(self, plan: StepPlan) -> CandidateTree:
         """Let the drafter propose a tree for every decoding request: d beam steps of width w.  [n, N]"""
         ...

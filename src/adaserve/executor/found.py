@@ -1,7 +1,8 @@
 """What a step's results on the host tell: which requests failed, and how the verified nodes fared."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from adaserve.step import Drafted, StepPlan
@@ -27,6 +28,13 @@ class Found:
     source: Tensor
     path_prob: Tensor
     edge_prob: Tensor
+
+    def roots(self, rows: list[int]) -> "Found":
+        """Of a plain step's results those of some of its requests, as if it had been theirs alone."""
+        picked = {f: getattr(self, f)[rows] for f in ("tokens", "length", "accepted", "depth", "column", "finite")}
+        order = torch.arange(len(rows))
+        none = self.path_prob[:0].new_empty(len(rows), 0)
+        return replace(self, **picked, row=order, parent=order, source=none.long(), path_prob=none, edge_prob=none)
 
     @property
     def nodes(self) -> Tensor:

@@ -51,6 +51,7 @@ class SimulatedExecutor:
         padding: Padding,
     ) -> None:
         self.padding = padding
+        self.runs_ahead = False  # the scheduler's promise would gain nothing in virtual time
         self._recording = recording
         self._scripts = scripts
         self._truth = truth

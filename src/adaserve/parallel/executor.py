@@ -45,6 +45,11 @@ class Leader:
         """As of the executor that it leads."""
         return self._inner.padding
 
+    @property
+    def runs_ahead(self) -> bool:
+        """As the executor that it leads; the others do as it does, for the plan says so."""
+        return self._inner.runs_ahead
+
     def speculate(self, plan: StepPlan) -> CandidateTree:
         """Send the plan; speculate, alone."""
         with self._ranks.watched():

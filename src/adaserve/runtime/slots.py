@@ -68,6 +68,10 @@ class SlotTable:
         if self.spare is not None:
             self.known[self.spare].fill_(0)  # padding gains nothing
 
+    def forget(self, slot: Tensor) -> None:
+        """The last known token of each slot [m] is known no more."""
+        self.known[slot] -= 1
+
     def page_rows(self, slot: Tensor, position: Tensor) -> Tensor:
         """The pool rows of paged positions: slot [m], position [m] -> [m]."""
         page = self.pages[slot, position // self.page_size]

@@ -42,10 +42,13 @@ def bundle(*tensors: Tensor) -> Bundle:
 
 
 class Fetch:
-    """A copy of a bundle to the host under way."""
+    """A copy of a bundle to the host under way.
 
-    def __init__(self, bundle: Bundle) -> None:
-        self._bundle = bundle
+    reused: whether the work that is enqueued before `wait` may write to the bundle's memory.
+    """
+
+    def __init__(self, bundle: Bundle, *, reused: bool = False) -> None:
+        self._bundle = bundle if bundle.packed or not reused else Bundle(tuple(t.clone() for t in bundle.tensors), ())
         self._host = [packed.to("cpu", non_blocking=True) for packed in bundle.packed]
         self._done = torch.cuda.Event() if bundle.packed else None
         if self._done is not None:

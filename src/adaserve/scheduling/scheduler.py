@@ -7,12 +7,12 @@ one token is decoding: that token is the root of its tree. Any other lag is made
 import heapq
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adaserve.latency import LatencyModel
 from adaserve.padding import Padding, most_nodes
 from adaserve.pages import PagePool
-from adaserve.policy.policy import Demand, Policy, Scene
+from adaserve.policy.policy import Demand, Policy, RowShare, Scene
 from adaserve.request import FinishReason, Request, RequestState
 from adaserve.scheduling.drafting import READY_LAG, Drafting, slot_of
 from adaserve.scheduling.gains import first_stop, read_by_model
@@ -46,7 +46,7 @@ class Scheduler:
     """Decides each step from the queues, in the order that the policy's discipline gives.
 
     slots: most requests that run at once. drafting: who proposes trees. reuse_prefixes: whether requests share full pages.
-    padding: how many rows the executor computes.
+    padding: how many rows the executor computes. runs_ahead: whether it makes use of a promise of what the next step is.
     """
 
     def __init__(
@@ -59,12 +59,15 @@ class Scheduler:
         drafting: Drafting,
         reuse_prefixes: bool,
         padding: Padding,
+        runs_ahead: bool = False,
     ) -> None:
         self._policy = policy
         self._latency = latency
         self._ledger = PageLedger(pages, reuse_prefixes)
         self._drafting = drafting
         self._padding = padding
+        self._runs_ahead = runs_ahead
+        self._promised = False  # by the last plan: that this one decodes plainly, and nothing else
         self._slots = list(range(slots))
         self._waiting = policy.discipline.queue(latency.baseline)
         self._running: dict[int, RequestState] = {}  # by slot, in order of admission
@@ -114,7 +117,8 @@ class Scheduler:
         """Decide the next iteration; None when no request needs one."""
         line = self._line(now)
         grants = self._grow(line)
-        placed = self._place(line, grants, now)
+        promised, self._promised = self._promised and bool(line), False
+        placed = [] if promised else self._place(line, grants, now)  # who has come meanwhile waits for one step
         if placed:
             line = self._line(now)
         members = self._policy.discipline.turns(line, now, self._forecast) if line else ()
@@ -124,6 +128,9 @@ class Scheduler:
             (decoding if state.is_decoding else backlog).append(state)
         scene = Scene(now, decoding, backlog, len(self._waiting), self._latency, self._padding)
         share = self._policy.scheduling.share(Demand(len(decoding), sum(len(s.tokens) - s.computed for s in backlog), scene))
+        again = self._repeats(share, decoding, backlog)
+        if promised:
+            share = replace(share, decode=True, depth=0)
         if not share.decode:
             decoding = []
         chunks = _chunks(backlog, share.prompt_rows)
@@ -153,6 +160,7 @@ class Scheduler:
             nodes = fitting
             price = self._latency.added(len(decoding) + prompt_rows, nodes, share.token_price)
         released, self._released = tuple(self._released), []
+        self._promised = again
         return StepPlan(
             released=released,
             placed=tuple(placed),
@@ -169,7 +177,13 @@ class Scheduler:
             width=share.width,
             predicted=predicted,
             coupled=self._policy.coupled,
+            again=again,
         )
+
+    def _repeats(self, share: RowShare, decoding: Sequence[RequestState], backlog: Sequence[RequestState]) -> bool:
+        """Whether the step after the one that is planned can be promised: all decode plainly, and nobody waits for anything."""
+        busy = share.depth or backlog or len(self._waiting) or len(decoding) < len(self._running)
+        return self._runs_ahead and not busy and any(s.remaining > 1 for s in decoding)
 
     def record(self, outcome: StepOutcome, now: float) -> list[Progress]:
         """Take in what a step brought; `now` is when its tokens were committed."""
