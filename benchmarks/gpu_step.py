@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 from gpu_models import Bench, add_model_options, build
+from gpu_reading import PAGE, Reader
 from gpu_serve import serve
 from gpu_timing import by_kernel, free_memory, graph_of, milliseconds, print_kernels
 
@@ -42,11 +43,9 @@ from adaserve.models.config import ModelConfig
 from adaserve.models.decoder import Decoder
 from adaserve.request import SamplingParams
 from adaserve.runtime.batch import TAIL_ROWS, ForwardBatch
-from adaserve.runtime.passes import GraphPasses
+from adaserve.runtime.passes import Passes
 from adaserve.runtime.slots import SlotTable
 from adaserve.step import Chunk, Limits, PageGrant, Placement, StepPlan
-
-PAGE = 16
 
 
 def floor(bench: Bench) -> dict[str, Any]:
@@ -80,32 +79,17 @@ def _products(decoder: Decoder, inputs: dict[int, torch.Tensor]) -> None:
             linear(inputs[linear.in_features])
 
 
-def _table(slots: int, context: int, bench: Bench) -> tuple[SlotTable, int]:
-    """A table of requests with `context` known tokens each, and its pages."""
-    each = -(-(context + TAIL_ROWS) // PAGE)
-    pages = slots * each
-    table = SlotTable(slots=slots, length=context + TAIL_ROWS, page_size=PAGE, device="cuda", spare_page=pages)
-    for slot in range(slots):
-        table.place(Placement(slot, bench.prompt(slot, context), context, SamplingParams(), 0, 0, ()))
-        table.grant(PageGrant(slot, 0, tuple(range(slot * each, slot * each + each))))
-    return table, pages
-
-
 @torch.inference_mode()
 def passes(bench: Bench) -> dict[str, Any]:
     """The target's pass over the known tokens' last rows, by rows."""
     context = 128
-    table, pages = _table(64, context, bench)
-    pool = bench.target.new_pool(pages=pages + 1, page_size=PAGE, slots=65)
-    runner = GraphPasses(bench.target, pool, pool.tail_start + 64 * TAIL_ROWS)
-    runner(table.known_batch([Chunk(s, 0, context) for s in range(64)], pool.tail_start), context)
+    reader = Reader(bench.target, [bench.prompt(slot, context) for slot in range(64)])
+    reader([Chunk(s, 0, context) for s in range(64)])
     found, queued, kernels = {}, {}, []
     for rows in (1, 2, 8, 16, 32, 64, 96, 128, 192, 256) if bench.full else (1, 64, 192):
         n = min(rows, 64)
         chunks = [Chunk(s, context - rows // n, rows // n) for s in range(n)]
-        batch = table.known_batch(chunks, pool.tail_start)
-
-        run = partial(_whole_pass, bench.target, runner, batch, context)
+        run = partial(_whole_pass, bench.target, reader.passes, reader.batch(chunks), context)
         found[rows], queued[rows] = milliseconds(run, 10), milliseconds(run, 10, queued=True)
         print(f"  pass, {rows:4} rows: {found[rows]:7.2f} ms, queued {queued[rows]:7.2f} ms")
         if rows in (1, 64):
@@ -118,7 +102,7 @@ def passes(bench: Bench) -> dict[str, Any]:
     }
 
 
-def _whole_pass(decoder: Decoder, runner: GraphPasses, batch: ForwardBatch, longest: int) -> None:
+def _whole_pass(decoder: Decoder, runner: Passes, batch: ForwardBatch, longest: int) -> None:
     decoder.logits(runner(batch, longest))
 
 

@@ -64,7 +64,14 @@ def print_kernels(rows: list[tuple[str, float, int]], most: int = 14) -> None:
         print(f"    {ms:8.3f} ms {count:5} x  {name[:110]}")
 
 
+def settle() -> None:
+    """Wait for the device, where there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def free_memory() -> None:
     """Give back what no tensor uses any more."""
     gc.collect()
-    torch.cuda.empty_cache()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
