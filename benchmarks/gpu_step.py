@@ -8,6 +8,7 @@ The models are those of gpu_models.py: a target of the 32b shape that computes w
     serve      engines: one request plain and speculating, 64 and 128 at once under several policies, how long the device idles
     long       attention of 32 requests with 7,000 tokens each, and of shorter ones, against the bytes that it must read
     profile    the curves that `adaserve profile` measures, and the budgets from them
+    context    engines with long contexts, if asked for: gpu_context.py
 
     python benchmarks/gpu_step.py --model smollm2.gguf --only floor,pass,draft
     python benchmarks/gpu_step.py                       # without a model: random weights, so nothing is worth speculating
@@ -27,6 +28,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from gpu_context import long_contexts, parse_contexts
 from gpu_models import Bench, add_model_options, build
 from gpu_reading import PAGE, Reader
 from gpu_serve import serve
@@ -209,10 +211,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_options(parser)
     parser.add_argument("--only", default=",".join(SECTIONS), help="sections, separated by commas")
+    parser.add_argument("--contexts", type=parse_contexts, default="32x7000", help="of section context: requests x prompt tokens")
     args = parser.parse_args()
+    sections = SECTIONS | {"context": partial(long_contexts, contexts=args.contexts)}
     found: dict[str, Any] = {
         "torch": torch.__version__,
-        "device": torch.cuda.get_device_name(),
+        "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
         "shape": args.shape,
         "draft": args.draft,
     }
@@ -220,7 +224,7 @@ def main() -> int:
     for name in args.only.split(","):
         begin = time.perf_counter()
         try:
-            found |= SECTIONS[name](bench)
+            found |= sections[name](bench)
         except Exception as error:  # the other sections may still tell something
             traceback.print_exc(file=sys.stdout)
             found[f"{name} failed"] = repr(error)[:300]
