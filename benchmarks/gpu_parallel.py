@@ -29,6 +29,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from gpu_models import TINY
 from torch import Tensor
 
 from adaserve.assembly import Models, Sizes, assemble_engine, make_executor
@@ -38,7 +39,7 @@ from adaserve.executor.profiler import Profiler
 from adaserve.executor.shipped import profile_named
 from adaserve.models.config import ModelConfig
 from adaserve.models.decoder import Decoder
-from adaserve.models.grow import SHAPES, GrownWeights, Shape, grown_config
+from adaserve.models.grow import SHAPES, GrownWeights, grown_config
 from adaserve.models.random import noisy_copy, random_weights, tiny_config
 from adaserve.models.weights import assemble
 from adaserve.parallel.executor import Leader, follow
@@ -51,7 +52,6 @@ from adaserve.policy.library import make_policy
 from adaserve.request import Request, SamplingParams, Targets
 from adaserve.runtime.capture import capture
 
-TINY = Shape(hidden=64, layers=4, heads=8, kv_heads=4, head_dim=16, intermediate=256)
 DTYPES = {"bfloat16": torch.bfloat16, "float64": torch.float64}
 LENGTH, PAGE = 512, 16
 SCALE = 8.0

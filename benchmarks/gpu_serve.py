@@ -5,9 +5,8 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from gpu_models import Bench
-from gpu_timing import by_kernel, print_kernels
+from gpu_timing import by_kernel, print_kernels, settle
 
 from adaserve.assembly import Models, Sizes, assemble_engine, make_executor
 from adaserve.clock import WallClock
@@ -37,7 +36,7 @@ class Served:
 
 def serve_requests(engine: Engine, requests: list[Request]) -> tuple[Served, dict[str, tuple[int, ...]]]:
     """Run requests that arrive at once to their end."""
-    torch.cuda.synchronize()
+    settle()
     start = engine.clock.now()
     tokens: dict[str, list[int]] = {r.id: [] for r in requests}
     results = []
@@ -72,9 +71,9 @@ def serve_requests(engine: Engine, requests: list[Request]) -> tuple[Served, dic
     return served, {name: tuple(t) for name, t in tokens.items()}
 
 
-def requests_of(bench: Bench, count: int, prompt: int, output: int) -> list[Request]:
-    """Greedy requests with prompts and outputs of given lengths."""
-    sampling = SamplingParams(max_tokens=output, temperature=0.0, ignore_eos=True)
+def requests_of(bench: Bench, count: int, prompt: int, output: int, temperature: float = 0.0) -> list[Request]:
+    """Requests with prompts and outputs of given lengths."""
+    sampling = SamplingParams(max_tokens=output, temperature=temperature, ignore_eos=True)
     return [Request(f"{i}", bench.prompt(i, prompt), sampling, Targets(tpot=0.001), seed=i, arrived=0.0) for i in range(count)]
 
 

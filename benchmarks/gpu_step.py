@@ -8,6 +8,7 @@ The models are those of gpu_models.py: a target of the 32b shape that computes w
     serve      engines: one request plain and speculating, 64 and 128 at once under several policies, how long the device idles
     long       attention of 32 requests with 7,000 tokens each, and of shorter ones, against the bytes that it must read
     profile    the curves that `adaserve profile` measures, and the budgets from them
+    context    engines with long contexts, if asked for: gpu_context.py
 
     python benchmarks/gpu_step.py --model smollm2.gguf --only floor,pass,draft
     python benchmarks/gpu_step.py                       # without a model: random weights, so nothing is worth speculating
@@ -27,7 +28,9 @@ from functools import partial
 from typing import Any
 
 import torch
+from gpu_context import long_contexts, parse_contexts
 from gpu_models import Bench, add_model_options, build
+from gpu_reading import PAGE, Reader
 from gpu_serve import serve
 from gpu_timing import by_kernel, free_memory, graph_of, milliseconds, print_kernels
 
@@ -42,11 +45,9 @@ from adaserve.models.config import ModelConfig
 from adaserve.models.decoder import Decoder
 from adaserve.request import SamplingParams
 from adaserve.runtime.batch import TAIL_ROWS, ForwardBatch
-from adaserve.runtime.passes import GraphPasses
+from adaserve.runtime.passes import Passes
 from adaserve.runtime.slots import SlotTable
 from adaserve.step import Chunk, Limits, PageGrant, Placement, StepPlan
-
-PAGE = 16
 
 
 def floor(bench: Bench) -> dict[str, Any]:
@@ -80,32 +81,17 @@ def _products(decoder: Decoder, inputs: dict[int, torch.Tensor]) -> None:
             linear(inputs[linear.in_features])
 
 
-def _table(slots: int, context: int, bench: Bench) -> tuple[SlotTable, int]:
-    """A table of requests with `context` known tokens each, and its pages."""
-    each = -(-(context + TAIL_ROWS) // PAGE)
-    pages = slots * each
-    table = SlotTable(slots=slots, length=context + TAIL_ROWS, page_size=PAGE, device="cuda", spare_page=pages)
-    for slot in range(slots):
-        table.place(Placement(slot, bench.prompt(slot, context), context, SamplingParams(), 0, 0, ()))
-        table.grant(PageGrant(slot, 0, tuple(range(slot * each, slot * each + each))))
-    return table, pages
-
-
 @torch.inference_mode()
 def passes(bench: Bench) -> dict[str, Any]:
     """The target's pass over the known tokens' last rows, by rows."""
     context = 128
-    table, pages = _table(64, context, bench)
-    pool = bench.target.new_pool(pages=pages + 1, page_size=PAGE, slots=65)
-    runner = GraphPasses(bench.target, pool, pool.tail_start + 64 * TAIL_ROWS)
-    runner(table.known_batch([Chunk(s, 0, context) for s in range(64)], pool.tail_start), context)
+    reader = Reader(bench.target, [bench.prompt(slot, context) for slot in range(64)])
+    reader([Chunk(s, 0, context) for s in range(64)])
     found, queued, kernels = {}, {}, []
     for rows in (1, 2, 8, 16, 32, 64, 96, 128, 192, 256) if bench.full else (1, 64, 192):
         n = min(rows, 64)
         chunks = [Chunk(s, context - rows // n, rows // n) for s in range(n)]
-        batch = table.known_batch(chunks, pool.tail_start)
-
-        run = partial(_whole_pass, bench.target, runner, batch, context)
+        run = partial(_whole_pass, bench.target, reader.passes, reader.batch(chunks), context)
         found[rows], queued[rows] = milliseconds(run, 10), milliseconds(run, 10, queued=True)
         print(f"  pass, {rows:4} rows: {found[rows]:7.2f} ms, queued {queued[rows]:7.2f} ms")
         if rows in (1, 64):
@@ -118,7 +104,7 @@ def passes(bench: Bench) -> dict[str, Any]:
     }
 
 
-def _whole_pass(decoder: Decoder, runner: GraphPasses, batch: ForwardBatch, longest: int) -> None:
+def _whole_pass(decoder: Decoder, runner: Passes, batch: ForwardBatch, longest: int) -> None:
     decoder.logits(runner(batch, longest))
 
 
@@ -225,10 +211,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_options(parser)
     parser.add_argument("--only", default=",".join(SECTIONS), help="sections, separated by commas")
+    parser.add_argument("--contexts", type=parse_contexts, default="32x7000", help="of section context: requests x prompt tokens")
     args = parser.parse_args()
+    sections = SECTIONS | {"context": partial(long_contexts, contexts=args.contexts)}
     found: dict[str, Any] = {
         "torch": torch.__version__,
-        "device": torch.cuda.get_device_name(),
+        "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
         "shape": args.shape,
         "draft": args.draft,
     }
@@ -236,7 +224,7 @@ def main() -> int:
     for name in args.only.split(","):
         begin = time.perf_counter()
         try:
-            found |= SECTIONS[name](bench)
+            found |= sections[name](bench)
         except Exception as error:  # the other sections may still tell something
             traceback.print_exc(file=sys.stdout)
             found[f"{name} failed"] = repr(error)[:300]

@@ -1,9 +1,11 @@
-"""How the GPU benchmarks time: calls between device events, and where a call spends its time by kernel."""
+"""How the GPU benchmarks time: calls between device events, graphs as they are launched, and a call's time by kernel."""
 
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
 
 import torch
 
@@ -64,7 +66,54 @@ def print_kernels(rows: list[tuple[str, float, int]], most: int = 14) -> None:
         print(f"    {ms:8.3f} ms {count:5} x  {name[:110]}")
 
 
+class GraphTimes:
+    """When the device ran graphs: an event before and one after each replay.
+
+    A graph that was launched while the one before it ran begins at that one's end, as far as these events can tell, so what lies
+    between graphs is time in which the device had none.
+    """
+
+    def __init__(self) -> None:
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    @property
+    def count(self) -> int:
+        """Graphs launched so far."""
+        return len(self._events)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Take note of every graph that is launched meanwhile."""
+        plain = torch.cuda.CUDAGraph.replay
+
+        def replay(graph: torch.cuda.CUDAGraph) -> None:
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            plain(graph)
+            end.record()
+            self._events.append((begin, end))
+
+        with patch.object(torch.cuda.CUDAGraph, "replay", replay):
+            yield
+
+    def span(self, first: int, last: int) -> tuple[float, float]:
+        """Milliseconds from the beginning of graph `first` to that of graph `last`, or the end of the last one but it; and how
+        many of them graphs ran. Waits for the device.
+        """
+        settle()
+        events = self._events[first:last]
+        close = self._events[last][0] if last < len(self._events) else events[-1][1]
+        return events[0][0].elapsed_time(close), sum(begin.elapsed_time(end) for begin, end in events)
+
+
+def settle() -> None:
+    """Wait for the device, where there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def free_memory() -> None:
     """Give back what no tensor uses any more."""
     gc.collect()
-    torch.cuda.empty_cache()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
