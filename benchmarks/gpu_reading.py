@@ -29,7 +29,7 @@ class Reader:
         table = SlotTable(slots=count, length=longest, page_size=PAGE, device=decoder.device, spare_page=count * each)
         for slot, text in enumerate(texts):
             table.place(Placement(slot, tuple(text), len(text), SamplingParams(), 0, 0, ()))
-            table.grant(PageGrant(slot, 0, tuple(range(slot * each, slot * each + each))))
+            table.grant([PageGrant(slot, 0, tuple(range(slot * each, slot * each + each)))])
         self._table = table
         self._pool = decoder.new_pool(pages=count * each + 1, page_size=PAGE, slots=count + 1)
         self.passes: Passes = PlainPasses(decoder, self._pool)

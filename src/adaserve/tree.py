@@ -115,6 +115,8 @@ def pack(candidates: CandidateTree, chosen: Tensor, root_token: Tensor, size: in
 
     # The flat arrays of cells end in a spare one, which no request owns: padding rows are copies of it.
     spare = n * cells
+    if size == n and columns == 0:
+        return _roots(root_token)
     keep = pad(pad(chosen, (1, 0), value=True).flatten(), (0, 1))  # [n * cells + 1]
     place = keep.cumsum(0) - 1  # [n * cells + 1], the packed row of every kept cell
     index = torch.arange(size, device=device)  # [B]
@@ -139,6 +141,12 @@ def pack(candidates: CandidateTree, chosen: Tensor, root_token: Tensor, size: in
         source=pad(pad(candidates.source, (1, 0)).flatten(), (0, 1))[cell],
         count=count,
     )
+
+
+def _roots(token: Tensor) -> DraftTree:
+    """Trees of roots alone, as plain decoding has them, in few operations: on a GPU each is a launch.  token [n]"""
+    row, nothing = torch.arange(len(token), device=token.device), torch.zeros_like(token)  # [n]
+    return DraftTree(token, row, row, nothing, nothing, nothing, nothing, nothing, nothing)
 
 
 def ancestor_mask(bit: Tensor, parent: Tensor, depth: int) -> Tensor:

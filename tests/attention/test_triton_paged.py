@@ -7,9 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.functional import pad
 
-from adaserve.attention.paged import attend_reference
-from adaserve.attention.tiling import splits, tile, tile_count, tile_height
+from adaserve.attention.paged import attend_reference, prepare
+from adaserve.attention.tiling import splits, tile, tile_count, tile_height, tiles_reference
 from adaserve.runtime.batch import TAIL_ROWS, ForwardBatch, Tiles
 from tests.devices import DEVICE, needs_gpu, needs_triton
 
@@ -124,6 +125,23 @@ def test_tiles_cover_every_row_once(sizes: list[int], group: int, padding: int):
     assert covered == list(zip(owners, range(len(owners)), strict=True))
 
 
+@needs_triton
+@settings(max_examples=40)
+@given(groups=rows_of_groups, height=st.integers(1, 12), spare=st.integers(0, 20), padding=st.integers(0, 3))
+def test_tiles_of_the_kernel_equal_those_of_its_twin(groups, height: int, spare: int, padding: int):
+    from adaserve.attention import triton_tiling
+
+    batch, _ = make(groups, page_size=16, longest=150, seed=0)
+    batch = replace(batch, **{name: pad(getattr(batch, name), (0, padding)) for name in ("prefix", "mask")})
+    count = sum(-(-len(group) // height) for group in groups) + spare
+    found = torch.stack(triton_tiling.tiles_of(batch, height, count))  # [5, T]
+    expected = torch.stack(tiles_reference(batch, height, count))
+    assert torch.equal(found[2], expected[2])
+    some = expected[2] > 0  # of empty tiles nothing else matters
+    assert torch.equal(found[:, some], expected[:, some])
+    assert bool((found[3:, ~some] == 0).all()) and bool((found[1] >= 0).all())
+
+
 def test_splits_fill_the_processors_and_no_more():
     assert splits(1000, 100_000) == 1
     assert splits(8, 100) == 1
@@ -136,13 +154,16 @@ def test_splits_fill_the_processors_and_no_more():
 @needs_gpu
 def test_nothing_is_compiled_once_all_variants_are(kernels):
     """Whatever the sizes of a batch: a compilation in the middle of serving would hold up everybody for a second."""
+    from adaserve.attention import triton_tiling
+
     keys, values = pool(make([[(1, 0)]], page_size=16, longest=150, seed=0)[1], 2, 64, torch.bfloat16, 0)
     one, _ = make([[(1, 0)]], page_size=16, longest=150, seed=0)
-    kernels.compile_all(keys.new_zeros(1, 10, 64), keys, values, one)
-    before = [len(kernel.device_caches[0][0]) for kernel in (kernels._attend_kernel, kernels._merge_kernel)]
+    prepare(keys, values, one, 5)
+    compiled = kernels._attend_kernel, kernels._merge_kernel, triton_tiling._tile_kernel
+    before = [len(kernel.device_caches[0][0]) for kernel in compiled]
     for count in (1, 3, 7, 40):
         for parts in (1, 4, 32):
             batch, _ = make([[(100, 5)] * count, [(3, 0)]], page_size=16, longest=150, seed=0)
             q = torch.randn(count + 1, 10, 64, device=DEVICE, dtype=torch.bfloat16)
             kernels.attend(q, keys, values, batch, replace(tile(batch, group=5, kv_heads=2, longest=150), splits=parts), 0.1)
-    assert [len(kernel.device_caches[0][0]) for kernel in (kernels._attend_kernel, kernels._merge_kernel)] == before
+    assert [len(kernel.device_caches[0][0]) for kernel in compiled] == before

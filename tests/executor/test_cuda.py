@@ -87,7 +87,7 @@ def test_graphs_compute_what_plain_passes_do(dtype: torch.dtype) -> None:
     for slot in range(4):
         tokens = tuple(draw.choices(range(VOCABULARY), k=40))
         table.place(Placement(slot, tokens, 40, SamplingParams(), 0, 0, ()))
-        table.grant(PageGrant(slot, 0, tuple(range(slot * 10, slot * 10 + 10))))
+        table.grant([PageGrant(slot, 0, tuple(range(slot * 10, slot * 10 + 10)))])
     done = [0] * 4
     while min(done) < 40:
         lengths = [min(draw.choice([0, 1, 1, 2, 7]), 40 - d) for d in done]

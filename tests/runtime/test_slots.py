@@ -16,7 +16,7 @@ def filled(slots: int) -> SlotTable:
     table = SlotTable(slots=slots, length=32, page_size=4)
     for slot in range(slots):
         table.place(Placement(slot, tuple(range(KNOWN)), KNOWN, SamplingParams(), 0, 0, ()))
-        table.grant(PageGrant(slot, 0, tuple(range(slot * 10, slot * 10 + 10))))
+        table.grant([PageGrant(slot, 0, tuple(range(slot * 10, slot * 10 + 10)))])
     return table
 
 

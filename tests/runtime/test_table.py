@@ -51,7 +51,7 @@ def test_traits_say_what_a_batch_needs() -> None:
     place(table, 5, SamplingParams(temperature=0, logit_bias={100: 1.0}))  # no such token
     assert table.traits(()) == table.traits((0, 3, 5)) == Traits()
     assert table.traits((0, 1)) == Traits(noise=True)
-    assert table.traits((1, 2)) == Traits(noise=True, truncation=True, most_k=5)
+    assert table.traits((1, 2)) == Traits(noise=True, truncation=True, most_k=8)
     assert table.traits((4,)) == Traits(minimum=True)
 
 

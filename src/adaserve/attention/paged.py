@@ -132,7 +132,8 @@ def prepare(keys: Tensor, values: Tensor, batch: ForwardBatch, group: int) -> No
     keys, values [R, KH, hd]: one layer's pool, which is not touched; batch: any of one row; group: query heads a key-value head.
     """
     if on_gpu(keys):
-        from adaserve.attention import triton_paged
+        from adaserve.attention import triton_paged, triton_tiling
 
         q = keys.new_zeros(1, keys.shape[1] * group, keys.shape[2])  # [1, H, hd]
         triton_paged.compile_all(q, keys, values, batch)
+        triton_tiling.compile_all(batch)

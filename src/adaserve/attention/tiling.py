@@ -21,13 +21,24 @@ def tile(batch: ForwardBatch, *, group: int, kv_heads: int, longest: int | None)
     height = tile_height(rows, groups, group)
     count = tile_count(rows, groups, height)
     reach = batch.pages.shape[1] * batch.page_size if longest is None else longest
+    divide = tiles_reference
+    if batch.start.is_cuda:
+        from adaserve.attention import triton_tiling
+
+        divide = triton_tiling.tiles_of if triton_tiling.able(groups, height) else tiles_reference
+    return Tiles(*divide(batch, height, count), height, splits(count * kv_heads, reach))
+
+
+def tiles_reference(batch: ForwardBatch, height: int, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The plain torch twin of triton_tiling.tiles_of: slot, first row, rows, reach and nodes of every tile, [T] each."""
+    rows = batch.prefix.shape[0]
     slot, first, size = _tiles(batch.start, batch.slot, height, count)
     row = first[:, None] + torch.arange(height, device=first.device)  # [T, height]
     own = torch.arange(height, device=first.device) < size[:, None]
     row = row.clamp(max=max(rows - 1, 0))
     reaches = torch.where(own, batch.prefix[row], 0).amax(1) if rows else torch.zeros_like(size)  # [T]
     nodes = _union(torch.where(own, batch.mask[row], 0)) if rows else torch.zeros_like(size)  # [T]
-    return Tiles(slot, first, size, reaches, nodes, height, splits(count * kv_heads, reach))
+    return slot, first, size, reaches, nodes
 
 
 def _union(masks: Tensor) -> Tensor:

@@ -160,7 +160,7 @@ class DeviceExecutor:
         spare, device = self._table.spare, self._table.device
         traits = self._sampling.traits(slots)
         tensors = candidates.token, candidates.parent, candidates.depth, candidates.path_prob, candidates.source
-        if spare is None or traits.edits_logits or self._logprobs:
+        if spare is None or traits.edits_logits or self._described(slots):
             size = None if spare is None else _most_rows(plan, candidates, len(plan.decoding))
             slot_of = upload(slots, device)  # [n + C]
             tree = self._pack(size, slot_of[: len(plan.decoding)], chosen, *tensors)
@@ -217,17 +217,18 @@ class DeviceExecutor:
         draws = draw(logits, DrawRows.of(tree, slot_of, traits, table.known, depth), self._sampling, table.history)
         verdict = verify(tree, draws.token[: tree.rows], depth)
 
-        nodes = verdict.accepted & (tree.depth > 0)  # [B]
-        pool.move(*table.accepted_rows(tree, nodes, tree.node, slot, pool.tail_start))
-        if self._drafter is not None:
-            self._drafter.keep(depth, table, slot, tree, verdict.accepted)
+        if depth:  # else there are roots alone, which live in pages
+            nodes = verdict.accepted & (tree.depth > 0)  # [B]
+            pool.move(*table.accepted_rows(tree, nodes, tree.node, slot, pool.tail_start))
+            if self._drafter is not None:
+                self._drafter.keep(depth, table, slot, tree, verdict.accepted)
         first = draws.token[tree.rows :]  # [C]
         table.gain(slot, verdict.tokens, verdict.length)
         if len(slot_of) > n:
             table.gain(slot_of[n:], first[:, None], torch.ones_like(first))
         results = bundle(
             verdict.tokens, verdict.length, first, verdict.accepted, tree.row, tree.parent, tree.depth, tree.column,
-            draws.finite, proposed.source, proposed.path_prob, edge_prob(proposed),
+            draws.finite, proposed.source, proposed.path_prob, edge_prob(proposed) if depth else proposed.path_prob,
         )  # fmt: skip
         return Trace(tree, draws, logits, verdict, results)
 
@@ -285,7 +286,7 @@ class DeviceExecutor:
         It reads tokens that the host has not heard of yet. Each request has a page for one more known token than the plan needed.
         """
         slots = plan.decoding
-        if self._logprobs or self._sampling.traits(slots).edits_logits:
+        if self._described(slots) or self._sampling.traits(slots).edits_logits:
             return None
         watch = self._watch()
         watch.mark()
@@ -311,11 +312,14 @@ class DeviceExecutor:
                 self._logprobs[placement.slot] = placement.sampling.logprobs
             if self._drafter is not None:
                 self._drafter.place(placement)
-        for grant in plan.grants:
-            self._table.grant(grant)
+        self._table.grant(plan.grants)
+
+    def _described(self, slots: Sequence[int]) -> bool:
+        """Whether any of these requests asked for log-probabilities, for which their logits must last until commit."""
+        return not self._logprobs.keys().isdisjoint(slots)
 
     def _tree_logprobs(self, plan: StepPlan, found: Found, trace: Trace) -> tuple[tuple[TokenLogprobs, ...], ...]:
-        if not self._logprobs:
+        if not self._described(plan.decoding):
             return ((),) * len(plan.decoding)
         described: list[tuple[TokenLogprobs, ...]] = []
         for i, slot in enumerate(plan.decoding):
@@ -347,8 +351,8 @@ class DeviceExecutor:
 
 def _most_rows(plan: StepPlan, candidates: CandidateTree, count: int) -> int:
     """Rows that the trees of this step can have at most, by what the host knows; count: requests, padding included."""
-    n, columns = candidates.token.shape
-    nodes = min(max(plan.limits.nodes, 0), n * min(columns, MAX_NODES))
+    drafts = len(plan.drafting) - plan.drafting.count(None)  # the others' columns are padding
+    nodes = min(max(plan.limits.nodes, 0), drafts * min(candidates.token.shape[1], MAX_NODES))
     return GraphPadding().trees(count, 0, nodes)
 
 

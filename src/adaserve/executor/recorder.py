@@ -49,7 +49,7 @@ def recorded_output(
     pool = draft.new_pool(pages=pages, page_size=PAGE_SIZE, slots=1)
     table = SlotTable(slots=1, length=len(tokens), page_size=PAGE_SIZE, device=draft.device)
     table.place(Placement(0, tokens, len(prompt), SamplingParams(temperature=temperature), 0, 0, ()))
-    table.grant(PageGrant(0, 0, tuple(range(pages))))
+    table.grant([PageGrant(0, 0, tuple(range(pages)))])
     hidden = draft.forward(table.known_batch([Chunk(0, 0, len(tokens) - 1)], pool.tail_start), pool)  # [L - 1, hidden]
     logits = draft.logits(hidden[len(prompt) - 1 :], vocabulary)  # [output, V]
     inverse = 1 / temperature if temperature > 0 else 1.0

@@ -43,4 +43,5 @@ class Ahead:
 
     def rows(self, plan: StepPlan) -> list[int]:
         """Where the plan's requests stand in the trace."""
-        return [self.slots.index(slot) for slot in plan.decoding]
+        place = {slot: row for row, slot in enumerate(self.slots)}
+        return [place[slot] for slot in plan.decoding]

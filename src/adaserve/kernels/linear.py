@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from adaserve.kernels import native
+from adaserve.kernels.gpu import on_gpu
 from adaserve.kernels.packing import pack, pack_blocks, pack_fours, unpack, unpack_blocks, unpack_fours
 from adaserve.kernels.quantized import BLOCK, QuantizedWeight
 
@@ -85,6 +86,16 @@ def products_status() -> str:
 def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The plain torch twin of `Linear`: x [M, K], weight [N, K], bias [N] -> [M, N] in x.dtype."""
     return functional.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+
+def _few_rows(x: Tensor, weight: Tensor) -> Tensor | None:
+    """The product by the kernel for few rows and large weights, or None where that does not pay: [M, K], [N, K] -> [M, N]."""
+    if not on_gpu(x) or x.element_size() != 2 or x.dtype != weight.dtype:
+        return None
+    from adaserve.kernels import triton_linear
+
+    tile = triton_linear.tile_for(x.shape[0], *weight.shape)
+    return None if tile is None else triton_linear.product(x, weight, tile)
 
 
 @dataclass(frozen=True)
@@ -176,6 +187,12 @@ class Linear:
         packed = self._packed
         return None if packed is None else (packed.multiply_at, packed.panels_at, packed.bias_at)
 
+    def prepare(self) -> None:
+        """On a GPU, compile all that calls may need, so that no request waits for it; elsewhere there is nothing to do."""
+        if self._weight is not None and self._weight.is_cuda:
+            for rows in (1, 17):  # of either kind of few rows
+                self(self._weight.new_zeros(rows, self.in_features))
+
     def __call__(self, x: Tensor) -> Tensor:
         """x [M, K] -> [M, N]."""
         return self.first(x, self.out_features)
@@ -188,7 +205,12 @@ class Linear:
         packed = self._packed
         if packed is None or x.dtype is not torch.float32:
             weight = self.weight if self._weight is None else self._weight
-            return linear_reference(x, weight[:n_out], None if self._bias is None else self._bias[:n_out])
+            few = None if self._bias is not None or n_out < self.out_features else _few_rows(x, weight)
+            return (
+                few
+                if few is not None
+                else linear_reference(x, weight[:n_out], None if self._bias is None else self._bias[:n_out])
+            )
         if not x.is_contiguous():
             x = x.contiguous()
         out = torch.empty(rows, n_out)  # [M, n_out]

@@ -22,3 +22,8 @@ class Layer:
     mlp_norm: Tensor
     gate_up: Linear
     down: Linear
+
+    def prepare(self) -> None:
+        """Have the products' kernels compiled."""
+        for product in (self.qkv, self.output, self.gate_up, self.down):
+            product.prepare()

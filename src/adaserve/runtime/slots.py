@@ -54,10 +54,12 @@ class SlotTable:
             self.pages[placement.slot].fill_(self.spare_page)  # what is written beyond the granted pages harms nobody
         self.known[placement.slot].fill_(count)  # an assigned number would be copied from the host, which waits
 
-    def grant(self, grant: PageGrant) -> None:
-        """A slot owns more pages from now on."""
-        end = grant.first + len(grant.pages)
-        self.pages[grant.slot, grant.first : end] = upload(grant.pages, self.device)
+    def grant(self, grants: Sequence[PageGrant]) -> None:
+        """Slots own more pages from now on; all are written by one copy, for requests of like lengths need pages together."""
+        cells = [(g.slot, index, page) for g in grants for index, page in enumerate(g.pages, g.first)]
+        if cells:
+            slot, index, page = upload(list(zip(*cells, strict=True)), self.device)  # [m] each
+            self.pages[slot, index] = page
 
     def gain(self, slot: Tensor, tokens: Tensor, length: Tensor) -> None:
         """Append tokens [n, D + 1], of which the first `length` [n] count, to the known tokens of `slot` [n]."""

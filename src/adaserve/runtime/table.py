@@ -19,7 +19,10 @@ NEUTRAL = (0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 @dataclass(frozen=True)
 class Traits:
-    """Which kinds of processing a set of requests needs. `most_k`: the largest top_k among them, 0 if none truncates so."""
+    """Which kinds of processing a set of requests needs.
+
+    most_k: at least the largest top_k among them, a power of two, for captured calls know it by heart; 0 if none truncates so.
+    """
 
     noise: bool = False
     bias: bool = False
@@ -126,8 +129,8 @@ class SamplingTable:
     def traits(self, slots: tuple[int, ...]) -> Traits:
         """Say what the requests on these slots need together."""
         union = Traits()
-        for slot in slots:
-            union |= self._traits[slot]
+        for traits in {self._traits[slot] for slot in slots}:
+            union |= traits
         return union
 
 
@@ -139,7 +142,7 @@ def signed_word(seed: int) -> int:
 def _traits(sampling: SamplingParams, bias: bool, stops: bool) -> Traits:
     """Say what a request needs. A greedy one needs no truncation: its argmax survives it."""
     random = sampling.temperature > 0
-    most_k = sampling.top_k if random else 0
+    most_k = 1 << (sampling.top_k - 1).bit_length() if random and sampling.top_k > 0 else 0
     return Traits(
         noise=random,
         bias=bias,

@@ -54,7 +54,8 @@ class Prepared:
     def part(self, slots: Sequence[int], room: Tensor, depth: int) -> CandidateTree:
         """The trees of some slots [a], no deeper than asked for; room [a]: deepest node that each may use.  [a, d * w]"""
         tree, columns = self.tree, depth * self.growth.width
-        index = stage([self.slots.index(slot) for slot in slots], tree.token.device).to(tree.token.device, non_blocking=True)
+        place = {slot: row for row, slot in enumerate(self.slots)}
+        index = stage([place[slot] for slot in slots], tree.token.device).to(tree.token.device, non_blocking=True)
         token, parent, depths, prob, source = (
             x[index, :columns] for x in (tree.token, tree.parent, tree.depth, tree.path_prob, tree.source)
         )
@@ -132,11 +133,17 @@ class ModelDrafter:
         return _spread(tree, active, n)
 
     def prepare(self, plan: StepPlan, table: SlotTable) -> None:
-        """Speculate for those who did in this step as deep and wide again; `propose` takes what turns out to be asked for."""
-        chunks = [chunk for chunk in plan.drafting if chunk is not None]
+        """Speculate for those who did in this step as deep and wide again, and for those whose prompts are complete now.
+
+        `propose` takes what turns out to be asked for.
+        """
         self._prepared = None
-        if table.spare is None or not chunks or not plan.depth:
+        drafting = [chunk for chunk in plan.drafting if chunk is not None]
+        if table.spare is None or not drafting or not plan.depth:
             return
+        read = {chunk.slot: chunk.start + chunk.length for chunk in plan.catch_up}
+        begun = [c for c in plan.chunks if c.draws and read.get(c.slot) == c.start + c.length]  # what the draft has read, too
+        chunks = [*drafting, *begun]
         slots = tuple(chunk.slot for chunk in chunks)
         longest = _reach(chunks) + plan.depth + 1
         rooms = [plan.depth] * len(slots)

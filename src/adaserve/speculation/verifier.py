@@ -37,8 +37,11 @@ def verify(tree: DraftTree, drawn: Tensor, max_depth: int) -> Verdict:
     drawn [B]: the target's draw at every row of the tree. `max_depth` is D, at least the deepest node's depth.
     Returns tokens [n, D + 1] (padded with 0), length [n] and accepted [B].
     """
-    accepted = accepted_rows(tree, drawn, max_depth)
     n, width = tree.count.shape[0], max_depth + 1
+    if tree.rows == n and max_depth == 0:  # roots alone: nothing to walk
+        one = torch.ones_like(drawn)
+        return Verdict(drawn[:, None], one, one.bool())
+    accepted = accepted_rows(tree, drawn, max_depth)
     # Rows off the path write to a spare cell behind the last request's.
     cell = torch.where(accepted, tree.row * width + tree.depth, n * width)  # [B]
     tokens = drawn.new_zeros(n * width + 1).scatter(0, cell, drawn)[:-1].view(n, width)
