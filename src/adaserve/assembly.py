@@ -12,7 +12,7 @@ from adaserve.clock import Clock
 from adaserve.engine import Engine
 from adaserve.executor.device import DeviceExecutor
 from adaserve.executor.executor import Executor
-from adaserve.kernels.gpu import KERNEL_DTYPES
+from adaserve.kernels.gpu import KERNEL_DTYPES, choose_library
 from adaserve.latency import LatencyModel, Profile
 from adaserve.models.decoder import Decoder
 from adaserve.pages import PagePool
@@ -80,6 +80,8 @@ def make_executor(
     )
 
     graphs = gpu and models.target.dtype in KERNEL_DTYPES  # the twins of the kernels ask the device
+    if graphs:
+        choose_library()
 
     make = capture or (GraphCapture if graphs else Plainly)  # one for each kind of call: its results outlast the others' calls
 

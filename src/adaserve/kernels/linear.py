@@ -94,8 +94,7 @@ def _few_rows(x: Tensor, weight: Tensor) -> Tensor | None:
         return None
     from adaserve.kernels import triton_linear
 
-    tile = triton_linear.tile_for(x.shape[0], *weight.shape)
-    return None if tile is None else triton_linear.product(x, weight, tile)
+    return triton_linear.product(x, weight) if triton_linear.pays(x.shape[0], *weight.shape) else None
 
 
 @dataclass(frozen=True)
@@ -190,7 +189,7 @@ class Linear:
     def prepare(self) -> None:
         """On a GPU, compile all that calls may need, so that no request waits for it; elsewhere there is nothing to do."""
         if self._weight is not None and self._weight.is_cuda:
-            for rows in (1, 17):  # of either kind of few rows
+            for rows in (1, 17, 33):  # few rows come in tiles of 16, 32 and 64
                 self(self._weight.new_zeros(rows, self.in_features))
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -205,12 +204,10 @@ class Linear:
         packed = self._packed
         if packed is None or x.dtype is not torch.float32:
             weight = self.weight if self._weight is None else self._weight
-            few = None if self._bias is not None or n_out < self.out_features else _few_rows(x, weight)
-            return (
-                few
-                if few is not None
-                else linear_reference(x, weight[:n_out], None if self._bias is None else self._bias[:n_out])
-            )
+            few = _few_rows(x, weight) if self._bias is None and n_out == self.out_features else None
+            if few is not None:
+                return few
+            return linear_reference(x, weight[:n_out], None if self._bias is None else self._bias[:n_out])
         if not x.is_contiguous():
             x = x.contiguous()
         out = torch.empty(rows, n_out)  # [M, n_out]

@@ -5,12 +5,10 @@ out^T = W x^T, for which the weights are the tall operand of the matrix units, a
 
     program (n tile, part)    W [64, share of K] in blocks . . . times x^T [share of K, all rows]
 
-Where there are too few tiles for all processors, K is divided among `parts`, whose float32 sums a second kernel adds in order.
+Where there are too few tiles for all processors, K is divided among parts, whose float32 sums a second kernel adds in order.
 
 EARLY: as in triton_rows.py; the first block of weights, which no kernel writes, is asked for while the one before still runs.
 """
-
-from dataclasses import dataclass
 
 import torch
 import triton
@@ -20,37 +18,27 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from adaserve.kernels.gpu import starts_early
 
-_OUTPUTS = 64
-"""Of a tile."""
+_OUTPUTS, _DEPTH, _WARPS = 64, 128, 4
+"""Of a tile. These, the stages and the limits below were found by benchmarks/gpu_products.py, for 1 to 128 rows (docs/log.md)."""
+_STAGES, _DIVIDED_STAGES = 6, 3
+"""Blocks that a program asks for ahead; where K is divided, several programs share a processor."""
 _PROGRAMS = 200
-"""At least so many, or 100 undivided ones: enough to keep the memory of a large GPU busy."""
+"""At least so many, or half of it undivided: enough to keep the memory of a large GPU busy."""
 _SUM_BLOCK = 2048
 
-
-@dataclass(frozen=True)
-class Tile:
-    """How a product is divided: rows at most, depth of a block, stages ahead."""
-
-    rows: int
-    depth: int
-    stages: int
-
-
-# Found by benchmarks/gpu_products.py among 38 to 52 divisions for each number of rows.
-FEW, MORE = Tile(16, 256, 4), Tile(64, 128, 6)
-FEW_WEIGHTS = 32 << 20
-"""Fewest weights for which few rows pay: below, the library is as fast."""
-MORE_OUTPUTS = 1 << 14
-"""Fewest outputs for which up to MORE.rows rows pay."""
+MOST_ROWS = 64
+FEW_ROWS = 32
+"""Beyond, the library is as fast but for products of very many outputs."""
+LARGE = 32 << 20
+"""Fewest weights for which it pays: below, the library is as fast."""
+WIDE = 1 << 14
+"""Fewest outputs for which it pays up to MOST_ROWS."""
 
 
-def tile_for(rows: int, outputs: int, depth: int) -> Tile | None:
-    """How to divide a product, or None where the library is faster or sizes do not fit."""
-    if rows <= FEW.rows:
-        tile = FEW if outputs * depth >= FEW_WEIGHTS else None
-    else:
-        tile = MORE if rows <= MORE.rows and outputs >= MORE_OUTPUTS and outputs * depth >= FEW_WEIGHTS else None
-    return tile if rows and tile is not None and outputs % _OUTPUTS == 0 and depth % tile.depth == 0 else None
+def pays(rows: int, outputs: int, depth: int) -> bool:
+    """Whether such a product fits, and is faster than the library's."""
+    fits = 0 < rows <= MOST_ROWS and outputs % _OUTPUTS == 0 and depth % _DEPTH == 0
+    return fits and outputs * depth >= LARGE and (rows <= FEW_ROWS or outputs >= WIDE)
 
 
 def parts_for(outputs: int) -> int:
@@ -96,19 +84,18 @@ def _sum_kernel(parts, out, size, PARTS: tl.constexpr, BLOCK: tl.constexpr, EARL
     tl.store(out + at, total.to(out.dtype.element_ty), mask=live)
 
 
-def product(x: Tensor, weight: Tensor, tile: Tile) -> Tensor:
-    """x [M, K] times weight [N, K] -> [M, N] in x.dtype; M at most tile.rows, the rest as `tile_for` and `parts_for` say."""
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """x [M, K] times weight [N, K] -> [M, N] in x.dtype. M is at most MOST_ROWS; N and K are multiples of a tile's."""
     x = x.contiguous()
     (rows, depth), outputs = x.shape, weight.shape[0]
     out = x.new_empty(rows, outputs)  # [M, N]
-    blocks = depth // tile.depth
-    share = -(-blocks // parts_for(outputs)) * tile.depth
+    share = -(-(depth // _DEPTH) // parts_for(outputs)) * _DEPTH
     parts = -(-depth // share)  # none is empty
     sums = out if parts == 1 else torch.empty(parts, rows, outputs, device=x.device)  # [parts, M, N]
     early = starts_early(x)
     _product_kernel[(outputs // _OUTPUTS, parts)](
-        weight, x, sums, rows, outputs, depth, share, _OUTPUTS, tile.rows, tile.depth, early,
-        num_warps=4, num_stages=tile.stages, launch_pdl=early,
+        weight, x, sums, rows, outputs, depth, share, _OUTPUTS, max(16, triton.next_power_of_2(rows)), _DEPTH, early,
+        num_warps=_WARPS, num_stages=_STAGES if parts == 1 else _DIVIDED_STAGES, launch_pdl=early,
     )  # fmt: skip
     if parts > 1:
         size = rows * outputs
