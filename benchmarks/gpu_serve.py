@@ -56,7 +56,9 @@ def serve_requests(engine: Engine, requests: list[Request]) -> tuple[Served, dic
             totals["gained"] += sum(map(len, report.outcome.tokens))
             slots += len(report.outcome.plan.decoding)
     seconds = engine.clock.now() - start
-    busy = totals["speculate"] + totals["select"] + totals["verify"] + totals["commit"]
+    busy = (
+        totals["speculate"] + totals["select"] + totals["verify"]
+    )  # the device; the host commits and plans meanwhile
     steps = int(totals["steps"])
     served = Served(
         seconds=seconds,
@@ -98,18 +100,13 @@ class Setting:
 CROWDS = {
     64: (
         Setting("continuous", 64, 0, 1),
-        Setting("throughput", 192, 2, 2),
-        Setting("throughput", 192, 3, 2),
         Setting("throughput", 192, None, None),
-        Setting("adaserve", 192, None, None),
-        Setting("adaserve", 256, None, None),
+        Setting("throughput", 256, None, None),
     ),
     128: (
         Setting("continuous", 128, 0, 1),
-        Setting("throughput", 256, 2, 2),
         Setting("throughput", 256, None, None),
         Setting("adaserve", 256, None, None),
-        Setting("adaserve", 384, None, None),
     ),
 }
 """How so many requests at once are served; the first is plain decoding. All state a target that none can meet."""

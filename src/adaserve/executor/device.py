@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 
 from adaserve.cache.pool import KVPool
 from adaserve.clock import Clock
+from adaserve.executor.described import chunk_logprobs, tree_logprobs
 from adaserve.executor.found import Found, drafted_of, failed_slots
 from adaserve.executor.trace import Ahead, Trace
 from adaserve.models.decoder import Decoder
@@ -22,7 +23,6 @@ from adaserve.padding import GraphPadding, Padding, Unpadded, places
 from adaserve.purse import Choose, Purse, Selected
 from adaserve.runtime.batch import ForwardBatch
 from adaserve.runtime.capture import Capture, reach
-from adaserve.runtime.logprobs import token_logprobs
 from adaserve.runtime.passes import Passes
 from adaserve.runtime.sampling import DrawRows, draw
 from adaserve.runtime.slots import SlotTable
@@ -31,7 +31,7 @@ from adaserve.runtime.table import SamplingTable, Traits
 from adaserve.runtime.transfer import Fetch, bundle, stage, upload
 from adaserve.speculation.drafter import Drafter, Gained
 from adaserve.speculation.verifier import verify
-from adaserve.step import PhaseTimes, StepOutcome, StepPlan, StepShape, TokenLogprobs, Verdict
+from adaserve.step import PhaseTimes, StepOutcome, StepPlan, StepShape, Verdict
 from adaserve.tree import MAX_NODES, CandidateTree, DraftTree, edge_prob, pack
 
 
@@ -264,7 +264,8 @@ class DeviceExecutor:
         if self._drafter is not None:
             starts = tuple(zip((c.slot for c in drawing), first_tokens, strict=True))
             self._drafter.learn(plan, Gained(tokens, starts, drafted))
-        logprobs, first_logprobs = self._tree_logprobs(plan, found, trace), self._first_logprobs(plan, trace)
+        logprobs = tree_logprobs(plan, found, trace, self._logprobs) if self._described(plan.decoding) else ((),) * n
+        first_logprobs = chunk_logprobs([c.slot for c in drawing], trace, self._logprobs)
         speculate, select, verify_ = self._stopwatch.laps()
         speculate += sum(before.laps()) if before is not None else 0.0
         verify_ += sum(early.watch.laps()) if early is not None else 0.0
@@ -317,31 +318,6 @@ class DeviceExecutor:
     def _described(self, slots: Sequence[int]) -> bool:
         """Whether any of these requests asked for log-probabilities, for which their logits must last until commit."""
         return not self._logprobs.keys().isdisjoint(slots)
-
-    def _tree_logprobs(self, plan: StepPlan, found: Found, trace: Trace) -> tuple[tuple[TokenLogprobs, ...], ...]:
-        if not self._described(plan.decoding):
-            return ((),) * len(plan.decoding)
-        described: list[tuple[TokenLogprobs, ...]] = []
-        for i, slot in enumerate(plan.decoding):
-            if slot in self._logprobs:
-                path = (found.accepted.bool() & (found.row == i)).nonzero()[:, 0]  # the accepted path, root first
-                row = upload(path.tolist(), self._table.device)
-                described.append(token_logprobs(trace.logits[row], trace.draws.token[row], self._logprobs[slot]))
-            else:
-                described.append(())
-        return tuple(described)
-
-    def _first_logprobs(self, plan: StepPlan, trace: Trace) -> tuple[tuple[TokenLogprobs, ...], ...]:
-        described: list[tuple[TokenLogprobs, ...]] = []
-        drawing = [c for c in plan.chunks if c.draws]
-        for row, chunk in enumerate(drawing, start=trace.tree.rows):
-            if chunk.slot in self._logprobs:
-                described.append(
-                    token_logprobs(trace.logits[row : row + 1], trace.draws.token[row : row + 1], self._logprobs[chunk.slot])
-                )
-            else:
-                described.append(())
-        return tuple(described)
 
     def _shape(self, plan: StepPlan, trees: int, context: int) -> StepShape:
         """What was computed; trees: rows of trees, padding included."""
