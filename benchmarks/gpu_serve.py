@@ -56,9 +56,7 @@ def serve_requests(engine: Engine, requests: list[Request]) -> tuple[Served, dic
             totals["gained"] += sum(map(len, report.outcome.tokens))
             slots += len(report.outcome.plan.decoding)
     seconds = engine.clock.now() - start
-    busy = (
-        totals["speculate"] + totals["select"] + totals["verify"]
-    )  # the device; the host commits and plans meanwhile
+    busy = totals["speculate"] + totals["select"] + totals["verify"]  # the device; the host commits and plans meanwhile
     steps = int(totals["steps"])
     served = Served(
         seconds=seconds,

@@ -141,8 +141,9 @@ class Engine:
         outcome = self._executor.commit(plan, verdict)  # keep accepted KV; tokens reach the host here
         now = self._clock.now()
         progress = self._scheduler.record(outcome, now)
-        bookkeeping = planned - started + self._clock.now() - now
-        outcome = replace(outcome, times=replace(outcome.times, schedule=bookkeeping))
+        recorded = self._clock.now()
+        times = replace(outcome.times, schedule=planned - started + recorded - now)
+        outcome = replace(outcome, times=times.within(recorded - started))
         self._latency.observe(outcome.shape, outcome.times)
         return self._report(ended + progress, outcome, tuple(slo_selected.tolist()), now)
 

@@ -1,7 +1,7 @@
 """All that the engine and an executor say to each other: StepPlan down, CandidateTree and StepOutcome up."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -197,6 +197,12 @@ class PhaseTimes:
     def total(self) -> float:
         """The whole step's seconds."""
         return self.schedule + self.speculate + self.select + self.verify + self.commit
+
+    def within(self, seconds: float) -> "PhaseTimes":
+        """The same in a step that took so many seconds: what the host did while the device worked on took no time of its own."""
+        beside = max(seconds - self.speculate - self.select - self.verify, 0.0)
+        commit = min(self.commit, beside)
+        return replace(self, schedule=min(self.schedule, beside - commit), commit=commit)
 
 
 @dataclass(frozen=True)
