@@ -13,7 +13,7 @@ does (models/grow.py); the draft is the small one with noise, on rank 0 alone.
 
     python benchmarks/gpu_parallel.py --shape 8b --sizes 1 --connected      # on one GPU: are NCCL's collectives captured at all?
 
-It was never run on several GPUs. The last line is one JSON object.
+The last line is one JSON object.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from socket import socket
@@ -122,6 +123,13 @@ def measure(args: argparse.Namespace, ranks: Ranks, group: Group, device: torch.
     inner = make_executor(models, sizes, clock)
     ranks.answers(Loaded)
     executor: Executor = Leader(inner, group, ranks) if group.size > 1 else inner
+    tell(clock, group, "loaded")
+    tokens = {}
+    for policy in ("continuous", "spec:3"):
+        tokens[policy] = generate(executor, models, sizes, policy, clock)
+        tell(clock, group, f"tokens of {policy}")
+    if args.tokens:
+        return {"step_ms": {}, "floor_ms": {}, "draft_step_ms": {}, "tokens": tokens}
     curves = Profiler(
         executor,
         slots=sizes.slots,
@@ -131,15 +139,20 @@ def measure(args: argparse.Namespace, ranks: Ranks, group: Group, device: torch.
         vocab_size=small.vocab_size,
         drafts=True,
         device=device,
-    ).curves(lambda line: print(f"{group.size} ranks: {line}", file=sys.stderr, flush=True))
+    ).curves(partial(tell, clock, group))
     steps = {rows: seconds * 1e3 for rows, seconds in curves.verify.items()}
     floors = {rows: products(target, rows, clock) * 1e3 for rows in steps}
     return {
         "step_ms": steps,
         "floor_ms": floors,
         "draft_step_ms": {rows: seconds * 1e3 for rows, seconds in curves.draft.items()},
-        "tokens": {policy: generate(executor, models, sizes, policy, clock) for policy in ("continuous", "spec:3")},
+        "tokens": tokens,
     }
+
+
+def tell(clock: Clock, group: Group, line: str) -> None:
+    """Show where it is."""
+    print(f"{clock.now():9.1f} s, {group.size} ranks: {line}", file=sys.stderr, flush=True)
 
 
 def products(target: Decoder, rows: int, clock: Clock) -> float:
@@ -209,7 +222,8 @@ def agreement(first: Sequence[Sequence[int]], other: Sequence[Sequence[int]]) ->
 def command_of(args: argparse.Namespace, size: int) -> list[str]:
     """The options of a process that measures this number of ranks."""
     shared = ["--shape", args.shape, "--device", args.device, "--dtype", args.dtype, "--requests", str(args.requests)]
-    return [*shared, "--size", str(size), *(["--connected"] if args.connected else [])]
+    flags = [f"--{name}" for name in ("connected", "tokens") if getattr(args, name)]
+    return [*shared, "--size", str(size), *flags]
 
 
 def report(found: Mapping[int, dict[str, Any]], args: argparse.Namespace) -> dict[str, object]:
@@ -241,6 +255,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--requests", type=int, default=64, help="most at once")
     parser.add_argument("--connected", action="store_true", help="one rank, too, runs the collectives")
+    parser.add_argument("--tokens", action="store_true", help="compare tokens alone, and measure no times")
     parser.add_argument("--size", type=int, help=argparse.SUPPRESS)
     parser.add_argument("meeting", nargs="*", help=argparse.SUPPRESS)
     args = parser.parse_args()
