@@ -17,11 +17,12 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from adaserve.policy.plus.bands import BOUNDS, Band, band, bands, kin
-from adaserve.policy.plus.host import Estimates, Floats, Forest, Ints, calibrated
+from adaserve.policy.plus.bands import Band, band, bands, kin
+from adaserve.policy.plus.host import Estimates, calibrated
 from adaserve.step import Drafted
 from adaserve.tree import CandidateTree, Source, edge_prob
 
@@ -48,7 +49,9 @@ REFIT = 16
 LEAST = 1e-6
 """Nothing is believed less than this, or it would be padding."""
 
-Numbers = TypeVar("Numbers", Ints, Tensor)
+Floats = NDArray[np.float64]
+
+Numbers = TypeVar("Numbers", int, Tensor)
 
 
 class Calibration:
@@ -62,9 +65,10 @@ class Calibration:
         middle = [(low + high) / 2 for low, high in pairwise(points)]
         self._kin = kin(coupled)
         self._said = np.array(middle)  # [cells], the probability that stands for each cell
-        self._points = np.array([0.0, *middle, 1.0])  # [cells + 2]
+        self._points = (0.0, *middle, 1.0)  # [cells + 2]
         self._tried = np.zeros((len(Band), ROWS, CELLS))
         self._kept = np.zeros_like(self._tried)
+        self._noted: list[tuple[Drafted, Sequence[float]]] = []  # steps not yet counted
         self._steps = 0
         self._estimates = self._fitted()  # at 0, at the cells' middles, and at 1
         self._copies: dict[torch.device, tuple[Tensor, Tensor]] = {}  # points and estimates where candidates live
@@ -72,10 +76,16 @@ class Calibration:
     def learn(self, drafted: Drafted, temperature: Sequence[float]) -> None:
         """Take in a step's verified nodes. temperature: of the requests that Drafted.request counts."""
         if drafted.request:
-            self._count(drafted, [int(band(t)) for t in temperature])
+            self._noted.append((drafted, temperature))
         self._steps += 1
         if self._steps % REFIT == 0:
             self._refit()
+
+    def _count_noted(self) -> None:
+        """Count what was noted, all at once before it matters: the first such step costs what ten others do."""
+        for drafted, temperature in self._noted:
+            self._count(drafted, [int(band(t)) for t in temperature])
+        self._noted.clear()
 
     def _count(self, drafted: Drafted, belongs: list[int]) -> None:
         """Count the nodes that were put to the test. belongs: the requests' bands."""
@@ -101,36 +111,29 @@ class Calibration:
 
     def edges(self, drafted: Drafted, temperature: Sequence[float]) -> list[float]:
         """What it expects of verified nodes, each given its parent, [m]. temperature: as in `learn`."""
-        if not drafted.depth:
-            return []
         first = _first_siblings(drafted)
-        later = [index != mine for mine, index in enumerate(first)]
-        warmth = BOUNDS.searchsorted(np.array(temperature))[np.array(drafted.request)]  # [m]
-        row = _first_row(np.array(drafted.source), np.array(drafted.depth).clip(1, DEPTHS), warmth) + np.array(later)  # [m]
-        edge = self._estimates(np.array(drafted.edge_prob), row)
-        found: list[float] = np.minimum(edge, edge[first]).tolist()
+        nodes = zip(drafted.request, drafted.depth, drafted.source, drafted.edge_prob, first, strict=True)
+        edge = [
+            self._estimates(prob, _first_row(source, min(max(depth, 1), DEPTHS), band(temperature[request])) + (eldest != mine))
+            for mine, (request, depth, source, prob, eldest) in enumerate(nodes)
+        ]
+        return [min(own, edge[eldest]) for own, eldest in zip(edge, first, strict=True)]
+
+    def on_host(self, candidates: CandidateTree, temperature: Sequence[float]) -> list[list[float]]:
+        """f of every candidate, the product of the estimates along its path, [n, N]; 0 for padding. In plain numbers.
+
+        candidates: in the host's memory. temperature [n]: at which the requests draw.
+        """
+        found = []
+        fields = (x.tolist() for x in (candidates.parent, candidates.depth, candidates.path_prob, candidates.source))
+        for parent, depth, prob, source, warmth in zip(*fields, temperature, strict=True):
+            base = band(warmth) * ROWS - BIRTHS
+            row = [by * (DEPTHS * BIRTHS) + min(deep, DEPTHS) * BIRTHS + base for by, deep in zip(source, depth, strict=True)]
+            found.append(calibrated(parent, prob, source, row, self._estimates))
         return found
 
     def __call__(self, candidates: CandidateTree, temperature: Tensor) -> Tensor:
-        """f of every candidate: the product of the estimates along its path, [n, N] float64; 0 for padding.
-
-        temperature [n] float64: at which the requests draw.
-        """
-        on_cpu = candidates.path_prob.device.type == "cpu"
-        return self.on_host(candidates, temperature) if on_cpu else self.on_device(candidates, temperature)
-
-    def on_host(self, candidates: CandidateTree, temperature: Tensor) -> Tensor:
-        """The same in arrays, for candidates in the host's memory."""
-        parent, depth, prob = candidates.parent.numpy(), candidates.depth.numpy(), candidates.path_prob.numpy()
-        if prob.size == 0:
-            return torch.zeros_like(candidates.path_prob)
-        forest = Forest(parent, depth, prob, candidates.source.numpy())
-        warmth = BOUNDS.searchsorted(temperature.numpy())  # [n]
-        row = _first_row(forest.source, np.minimum(depth, DEPTHS), warmth[:, None])  # [n, N]
-        return torch.from_numpy(calibrated(forest, row, self._estimates))
-
-    def on_device(self, candidates: CandidateTree, temperature: Tensor) -> Tensor:
-        """The same in tensors, wherever they are."""
+        """The same in tensors, wherever they are: [n, N] float64. temperature [n] float64."""
         said = edge_prob(candidates)  # [n, N]
         points, estimate = self._on(said.device)
         column = torch.arange(said.shape[1], device=said.device)  # [N]
@@ -148,12 +151,15 @@ class Calibration:
         """What the draft says [P] and the estimates for it [rows * P] on a device, always the same tensors."""
         if device not in self._copies:
             with torch.inference_mode(False):  # refits write to them outside of any such mode
-                both = (torch.from_numpy(x).clone().to(device) for x in (self._estimates.points, self._estimates.value))
+                both = (
+                    torch.tensor(x, dtype=torch.float64, device=device) for x in (self._estimates.points, self._estimates.value)
+                )
                 self._copies[device] = next(both), next(both)
         return self._copies[device]
 
     def remembered(self) -> dict[str, object]:
         """What has been counted, and by which cells: for policy/memory.py."""
+        self._count_noted()
         return _layout() | {"tried": self._tried.tolist(), "kept": self._kept.tolist()}
 
     def recall(self, found: object) -> None:
@@ -175,17 +181,19 @@ class Calibration:
             or not ((kept >= 0) & (kept <= tried) & np.isfinite(tried)).all()
         ):
             raise ValueError("counts that cannot be")
+        self._noted.clear()
         self._tried[:], self._kept[:] = tried, kept
         self._refit()
 
     def table(self) -> Tensor:
         """The estimates, [bands, ROWS, CELLS], at the cells' middles."""
-        return torch.from_numpy(self._estimates.value.reshape(len(Band), ROWS, -1)[:, :, 1:-1].copy())
+        return torch.tensor(self._estimates.value, dtype=torch.float64).view(len(Band), ROWS, -1)[:, :, 1:-1]
 
     def _refit(self) -> None:
+        self._count_noted()
         self._estimates = self._fitted()
         for device, (_, copy) in self._copies.items():  # in place: captured calls read it there
-            fresh = torch.from_numpy(self._estimates.value)
+            fresh = torch.tensor(self._estimates.value, dtype=torch.float64)
             copy.copy_(fresh.pin_memory() if device.type == "cuda" else fresh, non_blocking=True)
 
     def _fitted(self) -> Estimates:
@@ -196,7 +204,7 @@ class Calibration:
             mean[row] = _pooled(mean[row].tolist(), (self._tried[row] + PRIOR).tolist())
         # Towards the ends the estimate goes on as it does beside them.
         value = np.concatenate([mean[:, :, :1], mean, mean[:, :, -1:]], 2).clip(LEAST, 1.0)
-        return Estimates(self._points, np.diff(self._points), value.ravel())
+        return Estimates(self._points, value.ravel().tolist())
 
     def _expected(self) -> Floats:
         """What is expected of each cell before it has seen anything, [bands, ROWS, CELLS].
