@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from adaserve.policy.on_host import by_algorithm2
 from adaserve.purse import Choose, Purse, Selected, in_tensors
 from adaserve.step import Limits, Order
 from adaserve.tree import MAX_NODES, CandidateTree
@@ -49,8 +50,11 @@ class SloSelection:
         return Selected(chosen, slo)
 
     def on_host(self, candidates: CandidateTree, need: Sequence[float], limits: Limits, temperature: Sequence[float]) -> Selected:
-        """The same for candidates in the host's memory."""
-        return in_tensors(self, candidates, need, limits, temperature)
+        """The same for candidates in the host's memory, in plain numbers: see policy/on_host.py."""
+        n, columns = candidates.token.shape
+        if n == 0 or columns == 0:
+            return in_tensors(self, candidates, need, limits, temperature)
+        return Selected.of(n, columns, *by_algorithm2(candidates.path_prob.tolist(), need, limits))
 
 
 def _slo_counts(prob: Tensor, need: Tensor, purse: Purse) -> Tensor:
@@ -105,7 +109,7 @@ class LikelihoodSelection:
 
     def on_host(self, candidates: CandidateTree, need: Sequence[float], limits: Limits, temperature: Sequence[float]) -> Selected:
         """The same for candidates in the host's memory."""
-        return in_tensors(self, candidates, need, limits, temperature)
+        return SloSelection().on_host(candidates, [0.0] * len(need), limits, temperature)
 
 
 class ChainSelection:
