@@ -24,7 +24,7 @@ from torch.nn.functional import pad
 from adaserve.policy.plus.bands import Band, band, bands, kin
 from adaserve.policy.plus.host import Estimates, calibrated
 from adaserve.step import Drafted
-from adaserve.tree import CandidateTree, Source, edge_prob
+from adaserve.tree import MAX_NODES, CandidateTree, Source, edge_prob
 
 EDGES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 CELLS = len(EDGES) + 1
@@ -124,13 +124,11 @@ class Calibration:
 
         candidates: in the host's memory. temperature [n]: at which the requests draw.
         """
-        found = []
         fields = (x.tolist() for x in (candidates.parent, candidates.depth, candidates.path_prob, candidates.source))
-        for parent, depth, prob, source, warmth in zip(*fields, temperature, strict=True):
-            base = band(warmth) * ROWS - BIRTHS
-            row = [by * (DEPTHS * BIRTHS) + min(deep, DEPTHS) * BIRTHS + base for by, deep in zip(source, depth, strict=True)]
-            found.append(calibrated(parent, prob, source, row, self._estimates))
-        return found
+        return [
+            calibrated(parent, depth, prob, source, _FIRST_ROWS[band(warmth)], self._estimates)
+            for parent, depth, prob, source, warmth in zip(*fields, temperature, strict=True)
+        ]
 
     def __call__(self, candidates: CandidateTree, temperature: Tensor) -> Tensor:
         """The same in tensors, wherever they are: [n, N] float64. temperature [n] float64."""
@@ -237,6 +235,13 @@ def _layout() -> dict[str, object]:
 def _first_row(source: Numbers, depth: Numbers, warmth: Numbers) -> Numbers:
     """The rows of the whole table for first children, depth 1 to DEPTHS; those for later children follow them."""
     return source * (DEPTHS * BIRTHS) + depth * BIRTHS + (warmth * ROWS - BIRTHS)
+
+
+_FIRST_ROWS = tuple(
+    tuple(tuple(_first_row(source, min(max(depth, 1), DEPTHS), warmth) for depth in range(MAX_NODES + 1)) for source in Source)
+    for warmth in Band
+)
+"""By band, source and depth."""
 
 
 def _first_siblings(drafted: Drafted) -> list[int]:

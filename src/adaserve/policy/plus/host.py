@@ -36,33 +36,43 @@ class Estimates:
 
 
 def calibrated(
-    parent: Sequence[int], prob: Sequence[float], source: Sequence[int], row: Sequence[int], estimates: Estimates
+    parent: Sequence[int],
+    depth: Sequence[int],
+    prob: Sequence[float],
+    source: Sequence[int],
+    rows: Sequence[Sequence[int]],
+    estimates: Estimates,
 ) -> list[float]:
     """f of a request's candidates, the product of the estimates along each path, [N]; 0 for padding.
 
-    parent, prob (f as the draft says), source [N]: of a CandidateTree. row [N]: each candidate's row of the table, were it the
-    first child of its parent; a later one's follows it.
+    parent, depth, prob (f as the draft says), source [N]: of a CandidateTree. rows: by source and depth, the row of the table for
+    the first child of its parent; a later one's follows it.
     """
+    points, value = estimates.points, estimates.value
+    size, last = len(points), len(points) - 1
     said = [*prob, 1.0]  # a root's children have it above them at -1
     first: dict[int, float] = {}  # by the parent, its first child's edge; what look-up alone proposed is nobody's sibling
-    edge = []
-    deep = False
-    for above, f, by, mine in zip(parent, prob, source, row, strict=True):
+    edges = []
+    for above, deep, f, by in zip(parent, depth, prob, source, strict=True):
         if f <= 0.0:
-            edge.append(0.0)
+            edges.append(0.0)
             continue
-        deep = deep or above >= 0
         say = f / said[above]
-        if by == NGRAM or above not in first:
-            found = estimates(say, mine)
+        left = bisect_right(points, say, 1, last) - 1
+        below = rows[by][deep] * size + left
+        eldest = first.get(above)
+        later = eldest is not None and by == MODEL
+        if later:
+            below += size
+        low = value[below]  # as Estimates.__call__, without the call
+        edge = low + (value[below + 1] - low) * (say - points[left]) / (points[left + 1] - points[left])
+        if eldest is None:
             if by != NGRAM:
-                first[above] = found
-        elif by == MODEL:
-            found = min(estimates(say, mine + 1), first[above])
-        else:
-            found = estimates(say, mine)
-        edge.append(found)
-    return _along_paths(edge, parent) if deep else edge
+                first[above] = edge
+        elif later and eldest < edge:
+            edge = eldest
+        edges.append(edge)
+    return _along_paths(edges, parent) if max(parent, default=-1) >= 0 else edges
 
 
 def _along_paths(edge: Sequence[float], parent: Sequence[int]) -> list[float]:
