@@ -57,8 +57,7 @@ class Selected:
             masks[cell] = 1
         for cell in slo:
             masks[size + cell] = 1
-        both = torch.frombuffer(masks, dtype=torch.bool).view(2, n, columns)
-        return Selected(both[0], both[1])
+        return Selected(*torch.frombuffer(masks, dtype=torch.bool).view(2, n, columns).unbind())
 
 
 class Choose(Protocol):
