@@ -106,8 +106,9 @@ class Calibration:
         for mine in {belongs[request] for request in drafted.request}:
             self._tried[mine] *= FADE
             self._kept[mine] *= FADE
-        np.add.at(self._tried.ravel(), tried, 1.0)
-        np.add.at(self._kept.ravel(), kept, 1.0)
+        for counts, cells in ((self._tried.ravel(), tried), (self._kept.ravel(), kept)):
+            for cell in cells:
+                counts[cell] += 1.0
 
     def edges(self, drafted: Drafted, temperature: Sequence[float]) -> list[float]:
         """What it expects of verified nodes, each given its parent, [m]. temperature: as in `learn`."""
@@ -197,9 +198,9 @@ class Calibration:
     def _fitted(self) -> Estimates:
         """Each cell's posterior mean, made to rise with the probability."""
         mean = (self._kept + PRIOR * self._expected()) / (self._tried + PRIOR)  # [bands, ROWS, CELLS]
-        for falls in np.argwhere((mean[:, :, 1:] < mean[:, :, :-1]).any(2)):
-            row = tuple(falls)
-            mean[row] = _pooled(mean[row].tolist(), (self._tried[row] + PRIOR).tolist())
+        falls = (mean[:, :, 1:] < mean[:, :, :-1]).any(2)  # [bands, ROWS]
+        rows = zip(mean[falls].tolist(), (self._tried[falls] + PRIOR).tolist(), strict=True)
+        mean[falls] = np.array([_pooled(*row) for row in rows]).reshape(-1, CELLS)
         # Towards the ends the estimate goes on as it does beside them.
         value = np.concatenate([mean[:, :, :1], mean, mean[:, :, -1:]], 2).clip(LEAST, 1.0)
         return Estimates(self._points, value.ravel().tolist())
@@ -286,11 +287,15 @@ def _along_paths(edge: Tensor, parent: Tensor) -> Tensor:
 
 def _pooled(mean: list[float], weight: list[float]) -> list[float]:
     """The nearest rising sequence (weighted least squares): neighbours that fall are pooled."""
-    blocks: list[tuple[float, float, int]] = []
-    for block in zip(mean, weight, [1] * len(mean), strict=True):
-        m, w, count = block
-        while blocks and blocks[-1][0] > m:
-            before, heavy, many = blocks.pop()
-            m, w, count = (m * w + before * heavy) / (w + heavy), w + heavy, count + many
-        blocks.append((m, w, count))
-    return [m for m, _, count in blocks for _ in range(count)]
+    means: list[float] = []  # of blocks
+    weights: list[float] = []
+    counts: list[int] = []
+    for m, w in zip(mean, weight, strict=True):
+        count = 1
+        while means and means[-1] > m:
+            before, heavy = means.pop(), weights.pop()
+            m, w, count = (m * w + before * heavy) / (w + heavy), w + heavy, count + counts.pop()
+        means.append(m)
+        weights.append(w)
+        counts.append(count)
+    return [m for m, count in zip(means, counts, strict=True) for _ in range(count)]
