@@ -1,11 +1,15 @@
 """What deciding costs: scheduling, selection and learning as a share of a step's time, on this machine, for real.
 
-    python benchmarks/host_overhead.py [--at-once 1 4 16] [--policy adaserve adaserve+]
+    python benchmarks/host_overhead.py [--at-once 1 4 16] [--policy adaserve adaserve+] [--depth 2]
 
 So many requests decode at once, all of the project's own prompts, a third each with targets of 1.2 and 3 baselines a token and
 without one, and ignore the ends of their texts. Policies take turns, `--repeats` times. Steps that read prompts are passed over,
 and the first ones of every turn. `schedule` is all that the scheduler does before and after a step, learning included; `select`
-is the selection alone. Medians over steps: somebody else's work on the machine is none of the policy's.
+is the selection alone. Medians over steps: somebody else's work on the machine is none of the policy's. The last column is the
+share of the steps' time taken together, where what is done every sixteenth step (refits of what was learned) counts in full, and
+whatever else happened on the machine too.
+
+--depth fixes how deep all draft, for a policy that would not draft here (what it selects from is then there to be measured).
 
 The last line is one JSON object.
 """
@@ -38,11 +42,18 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--depth", type=int)
     parser.add_argument("--profile", help="measured step times")
     args = parser.parse_args()
     most = max(args.at_once)
     config = EngineConfig(
-        model=args.model, draft=args.draft, threads=args.threads, profile=args.profile, max_num_seqs=most, max_model_len=2048
+        model=args.model,
+        draft=args.draft,
+        threads=args.threads,
+        profile=args.profile,
+        depth=args.depth,
+        max_num_seqs=most,
+        max_model_len=2048,
     )
     parts = load_parts(config, print)
     sampling = SamplingParams(args.max_tokens, args.temperature, ignore_eos=True)
@@ -57,12 +68,15 @@ def main() -> None:
             for policy in args.policy:
                 found.setdefault(f"{policy} at {count}", []).extend(timed(parts, policy, asked[:count], f"{repeat}"))
     results = {}
-    print("| policy, requests | steps | step, ms | schedule, us | select, us | share |", "|---" * 6 + "|", sep="\n")
+    print("| policy, requests | steps | step, ms | schedule, us | select, us | share | of all |", "|---" * 7 + "|", sep="\n")
     for name, steps in found.items():
         whole, schedule, select = (median(x) for x in zip(*[(t.total, t.schedule, t.select) for t in steps], strict=True))
         share = median([(t.schedule + t.select) / t.total for t in steps])
-        results[name] = {"steps": len(steps), "step": whole, "schedule": schedule, "select": select, "share": share}
-        print(f"| {name} | {len(steps)} | {whole * 1e3:.2f} | {schedule * 1e6:.0f} | {select * 1e6:.0f} | {share:.2%} |")
+        of_all = sum(t.schedule + t.select for t in steps) / sum(t.total for t in steps)
+        numbers = {"step": whole, "schedule": schedule, "select": select, "share": share, "of_all": of_all}
+        results[name] = {"steps": len(steps), **numbers}
+        times = f"{whole * 1e3:.2f} | {schedule * 1e6:.0f} | {select * 1e6:.0f} | {share:.2%} | {of_all:.2%}"
+        print(f"| {name} | {len(steps)} | {times} |")
     print(json.dumps(results))
 
 

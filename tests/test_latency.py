@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from bisect import bisect_right
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,25 @@ def test_between_points_the_prediction_lies_between_their_costs(curve: dict[int,
         assert predicted == pytest.approx(curve[min(above)])
     else:
         assert predicted >= curve[max(below)] * (1 - 1e-9)
+
+
+@given(curves, st.lists(st.tuples(st.integers(1, 700), st.floats(0.3, 3.0)), min_size=1, max_size=20))
+def test_a_bent_curve_stays_linear_between_its_points(curve: dict[int, float], learned: list[tuple[int, float]]) -> None:
+    """Slopes are kept beside the corrected points: none must be left behind."""
+    model = LatencyModel(replace(STAIRS, verify_ms_by_rows=curve))
+    for rows, factor in learned:
+        seconds = model.predict_phases(shape := StepShape(rows, 0)).verify
+        model.observe(shape, PhaseTimes(verify=factor * seconds))
+    points = sorted(curve)
+    cost = [model.predict_phases(StepShape(rows, 0)).verify for rows in points]
+    for rows in range(points[0], points[-1]):
+        left = bisect_right(points, rows) - 1
+        share = (rows - points[left]) / (points[left + 1] - points[left])
+        expected = cost[left] + share * (cost[left + 1] - cost[left])
+        assert model.predict_phases(StepShape(rows, 0)).verify == pytest.approx(expected)
+    if len(points) > 1:
+        last = max((cost[-1] - cost[-2]) / (points[-1] - points[-2]), 0.0)
+        assert model.predict_phases(StepShape(points[-1] + 10, 0)).verify == pytest.approx(cost[-1] + 10 * last)
 
 
 @given(rising, shapes)

@@ -54,6 +54,9 @@ class Mail:
     cancelled: frozenset[str]
 
 
+NO_MAIL = Mail((), frozenset())
+
+
 class Inbox:
     """Where other threads leave requests and cancellations for the engine."""
 
@@ -76,6 +79,8 @@ class Inbox:
 
     def take(self) -> Mail:
         """Empty the box."""
+        if not self._requests and not self._cancelled:  # most steps; what comes in this moment comes to the next one
+            return NO_MAIL
         with self._changed:
             mail = Mail(tuple(self._requests), frozenset(self._cancelled))
             self._requests.clear()

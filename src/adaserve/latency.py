@@ -134,18 +134,16 @@ class _Stairs:
         self._measured = list(curve.values())
         self._log = [0.0] * len(self._rows)
         self._cost = list(self._measured)
+        self._slope = [0.0] * len(self._rows)  # from each point on
+        self._settle(0, len(self._rows))
 
     def __call__(self, rows: int) -> float:
         if rows <= 0 or not self._rows:
             return 0.0
-        last = len(self._rows) - 1
-        if last == 0 or rows <= self._rows[0]:
+        left = bisect_right(self._rows, rows) - 1
+        if left < 0:
             return self._cost[0]
-        left = min(bisect_right(self._rows, rows) - 1, last - 1)
-        slope = (self._cost[left + 1] - self._cost[left]) / (self._rows[left + 1] - self._rows[left])
-        if rows > self._rows[last]:
-            return self._cost[last] + max(slope, 0.0) * (rows - self._rows[last])
-        return self._cost[left] + slope * (rows - self._rows[left])
+        return self._cost[left] + self._slope[left] * (rows - self._rows[left])
 
     def run(self, rows: int, most: int) -> list[float]:
         """The time of `rows`, of one more, ... and of `most` more rows."""
@@ -159,18 +157,11 @@ class _Stairs:
                 end = min(end, self._rows[0])
                 found += [self._cost[0]] * (end - begin)
                 continue
-            low, base, slope = self._rows[left], self._cost[left], self._slope(left)
+            low, base, slope = self._rows[left], self._cost[left], self._slope[left]
             if left + 1 < len(self._rows):
                 end = min(end, self._rows[left + 1])
             found += [slope * (at - low) + base for at in range(begin, end)]
         return found
-
-    def _slope(self, left: int) -> float:
-        """From one point to the next; after the last as before it, but never down."""
-        last = len(self._rows) - 1
-        if left < last:
-            return (self._cost[left + 1] - self._cost[left]) / (self._rows[left + 1] - self._rows[left])
-        return max(self._slope(last - 1), 0.0) if last else 0.0
 
     def nudge(self, rows: int, step: float, bound: float) -> None:
         """Add `step` to the log-corrections around `rows`, shared by nearness; each stays within [-bound, bound]."""
@@ -182,6 +173,15 @@ class _Stairs:
             if index <= last:
                 self._log[index] = min(max(self._log[index] + step * part, -bound), bound)
                 self._cost[index] = self._measured[index] * math.exp(self._log[index])
+        self._settle(left - 1, left + 2)
+
+    def _settle(self, begin: int, end: int) -> None:
+        """Work out the slopes from these points on: to the next one; after the last as before it, but never down."""
+        last = len(self._rows) - 1
+        for left in range(max(begin, 0), min(end, last)):
+            self._slope[left] = (self._cost[left + 1] - self._cost[left]) / (self._rows[left + 1] - self._rows[left])
+        if last > 0:
+            self._slope[last] = max(self._slope[last - 1], 0.0)
 
 
 @dataclass(frozen=True)

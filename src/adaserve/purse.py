@@ -1,7 +1,8 @@
 """What a selection gets and gives: a purse, and the nodes that were bought from it. All tensors, so that it may be captured."""
 
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -47,10 +48,37 @@ class Selected:
     chosen: Tensor
     slo: Tensor
 
+    @staticmethod
+    def of(n: int, columns: int, chosen: Iterable[int], slo: Iterable[int]) -> "Selected":
+        """These nodes of n requests with so many columns each, at least one in all; as flat cells, request * columns + column."""
+        size = n * columns
+        masks = bytearray(2 * size)
+        for cell in chosen:
+            masks[cell] = 1
+        for cell in slo:
+            masks[size + cell] = 1
+        return Selected(*torch.frombuffer(masks, dtype=torch.bool).view(2, n, columns).unbind())
 
-Choose = Callable[[CandidateTree, Tensor, Purse, Tensor], Selected]
-"""A selection: candidates of n requests, need [n] float64 (A_i, the tokens that each must gain now; 0: no target), a purse, and
-the temperatures [n] float64 at which the requests draw.
 
-A pure function of tensors that never asks the device for a number. Requests without candidates change nothing for the others.
-"""
+class Choose(Protocol):
+    """A selection, in two forms that choose the same nodes. Requests without candidates change nothing for the others."""
+
+    def __call__(self, candidates: CandidateTree, need: Tensor, purse: Purse, temperature: Tensor) -> Selected:
+        """Choose among candidates of n requests, wherever they live.
+
+        need [n] float64: A_i, the tokens that each must gain now; 0: no target. temperature [n] float64: at which each draws.
+        A pure function of tensors that never asks the device for a number.
+        """
+        ...
+
+    def on_host(self, candidates: CandidateTree, need: Sequence[float], limits: Limits, temperature: Sequence[float]) -> Selected:
+        """Choose among candidates in the host's memory, from the plan's own numbers."""
+        ...
+
+
+def in_tensors(
+    choose: Choose, candidates: CandidateTree, need: Sequence[float], limits: Limits, temperature: Sequence[float]
+) -> Selected:
+    """What `on_host` chooses, by way of tensors: for selections that have no quicker way, and to compare with those that do."""
+    wanted, drawn_at = (torch.tensor(x, dtype=torch.float64) for x in (need, temperature))  # [n]
+    return choose(candidates, wanted, Purse.of(limits), drawn_at)

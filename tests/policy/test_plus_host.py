@@ -1,4 +1,4 @@
-"""The selection of `adaserve+` in arrays against its twin in tensors."""
+"""The selection of `adaserve+` in plain numbers against its twin in tensors."""
 
 from dataclasses import replace
 
@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaserve.policy.plus.calibration import REFIT, Calibration
-from adaserve.policy.plus.selection import chosen_on_device, chosen_on_host
-from adaserve.purse import Purse
+from adaserve.policy.plus.selection import SurplusSelection
+from adaserve.purse import in_tensors
 from adaserve.tree import CandidateTree, Source
 from tests.policy.test_calibration import steps
 from tests.policy.test_plus_selection import stairs
@@ -27,22 +27,25 @@ def calibration() -> Calibration:
     return learned
 
 
+@pytest.mark.parametrize("calibrated", [False, True])
 @given(batch=batches(), seed=seeds(), priced=st.booleans(), urgency=st.sampled_from([1.0, 3.0]))
-def test_both_choose_the_same_nodes(batch: Batch, seed, priced: bool, urgency: float) -> None:
+def test_both_choose_the_same_nodes(
+    calibration: Calibration, calibrated: bool, batch: Batch, seed, priced: bool, urgency: float
+) -> None:
     limits = batch.limits
     if priced:
         limits = replace(limits, price=stairs(limits.nodes, seed.randrange(2**31)))
-    f, purse = batch.candidates.path_prob, Purse.of(limits)
-    if f.shape[0] == 0 or f.shape[1] == 0:
-        return
-    host, device = chosen_on_host(f, batch.need, purse, urgency), chosen_on_device(f, batch.need, purse, urgency)
-    assert torch.equal(host.chosen, device.chosen) and torch.equal(host.slo, device.slo)
+    selection = SurplusSelection(urgency, calibration if calibrated else None)
+    numbers = batch.candidates, batch.need.tolist(), limits, batch.temperature.tolist()
+    host, tensors = selection.on_host(*numbers), in_tensors(selection, *numbers)
+    assert torch.equal(host.chosen, tensors.chosen) and torch.equal(host.slo, tensors.slo)
 
 
 @given(candidates=candidate_trees(), seed=seeds())
 def test_both_calibrate_alike(calibration: Calibration, candidates: CandidateTree, seed) -> None:
-    temperature = torch.tensor([seed.choice((0.0, 0.7, 1.0)) for _ in candidates.token], dtype=torch.float64)
-    host, device = calibration.on_host(candidates, temperature), calibration.on_device(candidates, temperature)
-    assert host.dtype == device.dtype and torch.equal(host, device)
+    temperature = [seed.choice((0.0, 0.7, 1.0)) for _ in candidates.token]
+    host = torch.tensor(calibration.on_host(candidates, temperature), dtype=torch.float64).view_as(candidates.path_prob)
+    tensors = calibration(candidates, torch.tensor(temperature, dtype=torch.float64))
+    assert tensors.dtype == host.dtype and torch.equal(host, tensors)
     if (candidates.path_prob > 0).any():
         assert not torch.equal(host, candidates.path_prob)  # something was learned

@@ -23,7 +23,11 @@ selections = pytest.mark.parametrize("selection", [slo_selection, chain_selectio
 
 
 def select(selection: Selection, batch: Batch) -> Selected:
-    return selection(batch.candidates, batch.need, Purse.of(batch.limits), batch.temperature)
+    """What it chooses, in either form."""
+    found = selection(batch.candidates, batch.need, Purse.of(batch.limits), batch.temperature)
+    host = selection.on_host(batch.candidates, batch.need.tolist(), batch.limits, batch.temperature.tolist())
+    assert torch.equal(host.chosen, found.chosen) and torch.equal(host.slo, found.slo)
+    return found
 
 
 def assert_lawful(batch: Batch, selected: Selected) -> None:

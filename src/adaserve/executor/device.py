@@ -111,8 +111,7 @@ class DeviceExecutor:
             nothing = torch.zeros_like(candidates.token, dtype=torch.bool)
             return Selected(nothing, nothing)
         if self._table.spare is None:
-            need, temperature = (upload(x, device, torch.float64) for x in (plan.need, plan.temperature))  # [n]
-            return choose(candidates, need, Purse.of(limits, device), temperature)
+            return choose.on_host(candidates, plan.need, limits, plan.temperature)
         count = places(n)
         nodes = min(limits.nodes, count * columns)  # more cannot be bought
         most = min(places(nodes), count * columns)

@@ -16,7 +16,7 @@ from adaserve.executor.acceptance import Recording
 from adaserve.executor.recorded_beam import Bools, Floats, Ints, grow
 from adaserve.executor.truth import Truth
 from adaserve.padding import Padding
-from adaserve.purse import Choose, Purse, Selected
+from adaserve.purse import Choose, Selected
 from adaserve.step import Drafted, Placement, StepOutcome, StepPlan, StepShape, Verdict, draft_work
 from adaserve.tree import MAX_NODES, ROOT, CandidateTree, Source
 
@@ -98,8 +98,7 @@ class SimulatedExecutor:
 
     def select(self, plan: StepPlan, candidates: CandidateTree, choose: Choose) -> Selected:
         """Call the selection."""
-        need, temperature = (torch.tensor(x, dtype=torch.float64) for x in (plan.need, plan.temperature))  # [n]
-        return choose(candidates, need, Purse.of(plan.limits), temperature)
+        return choose.on_host(candidates, plan.need, plan.limits, plan.temperature)
 
     def verify(self, plan: StepPlan, candidates: CandidateTree, chosen: torch.Tensor) -> Verdict:
         """Accept the chosen nodes on the true path: chosen nodes are connected, so they are a path from the root."""

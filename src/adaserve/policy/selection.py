@@ -5,26 +5,19 @@ Hence a *stable* descending sort by f keeps parents ahead of children, and every
 tree. (An unstable sort may put a child before a parent of equal f.) Nothing here looks at a tensor's values on the host.
 """
 
-from typing import Protocol
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from adaserve.purse import Purse, Selected
-from adaserve.step import Order
+from adaserve.policy.on_host import by_algorithm2
+from adaserve.purse import Choose, Purse, Selected, in_tensors
+from adaserve.step import Limits, Order
 from adaserve.tree import MAX_NODES, CandidateTree
 
-
-class Selection(Protocol):
-    """Decides which candidates to verify: a purse.Choose."""
-
-    def __call__(self, candidates: CandidateTree, need: Tensor, purse: Purse, temperature: Tensor) -> Selected:
-        """Choose among the candidates; need [n] float64 is A_i, the tokens that each request must gain now (0: no target).
-
-        temperature [n] float64: at which each draws; what drafts say is not as true at one as at another.
-        """
-        ...
+Selection = Choose
+"""Decides which candidates to verify."""
 
 
 class SloSelection:
@@ -55,6 +48,13 @@ class SloSelection:
         chosen = torch.empty_like(column, dtype=torch.bool).scatter_(1, column, rank < total[:, None])
         slo = torch.empty_like(chosen).scatter_(1, column, rank < taken[:, None])
         return Selected(chosen, slo)
+
+    def on_host(self, candidates: CandidateTree, need: Sequence[float], limits: Limits, temperature: Sequence[float]) -> Selected:
+        """The same for candidates in the host's memory, in plain numbers: see policy/on_host.py."""
+        n, columns = candidates.token.shape
+        if n == 0 or columns == 0:
+            return in_tensors(self, candidates, need, limits, temperature)
+        return Selected.of(n, columns, *by_algorithm2(candidates.path_prob.tolist(), need, limits))
 
 
 def _slo_counts(prob: Tensor, need: Tensor, purse: Purse) -> Tensor:
@@ -107,6 +107,10 @@ class LikelihoodSelection:
         """Choose by f alone; `need` and `temperature` are not looked at."""
         return SloSelection()(candidates, torch.zeros_like(need), purse, temperature)
 
+    def on_host(self, candidates: CandidateTree, need: Sequence[float], limits: Limits, temperature: Sequence[float]) -> Selected:
+        """The same for candidates in the host's memory."""
+        return SloSelection().on_host(candidates, [0.0] * len(need), limits, temperature)
+
 
 class ChainSelection:
     """Verify everything that the drafter proposed, blind to needs and probabilities: `spec:K` and `specinfer`.
@@ -129,3 +133,7 @@ class ChainSelection:
             fits = torch.zeros(n * columns, dtype=torch.bool, device=real.device).scatter_(0, order, bought)
             real &= fits.view(columns, n).t()
         return Selected(real, torch.zeros_like(real))
+
+    def on_host(self, candidates: CandidateTree, need: Sequence[float], limits: Limits, temperature: Sequence[float]) -> Selected:
+        """The same for candidates in the host's memory."""
+        return in_tensors(self, candidates, need, limits, temperature)

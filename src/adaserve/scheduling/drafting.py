@@ -76,7 +76,8 @@ def _model_work(
         else:
             drafting.append(None)
             behind.append(state)
-    for state in sorted(behind, key=lambda s: s.request.targets.tpot or math.inf):  # the strictest target first
+    behind.sort(key=lambda s: s.request.targets.tpot or math.inf)  # the strictest target first
+    for state in behind:
         length = min(left, len(state.tokens) - 1 - state.draft_computed)
         if length > 0:
             catch_up.append(Chunk(slot_of(state), state.draft_computed, length))

@@ -1,17 +1,25 @@
 """What a step's results mean for a request: which token ends it, and how much of what it gained the draft model has read."""
 
-from collections import Counter
 from collections.abc import Sequence
 
 from adaserve.request import RequestState
 from adaserve.step import Drafted
 from adaserve.tree import Source
 
+NGRAM = int(Source.NGRAM)
 
-def read_by_model(drafted: Drafted) -> Counter[int]:
-    """How many accepted nodes of each request the draft model proposed; they come before those that look-up alone proposed."""
-    nodes = zip(drafted.request, drafted.source, drafted.accepted, strict=True)
-    return Counter(request for request, source, accepted in nodes if accepted and source != Source.NGRAM)
+
+def drafted_and_read(drafted: Drafted, requests: int) -> tuple[list[int], list[int]]:
+    """How many nodes of each request were verified, and how many accepted ones the draft model proposed.
+
+    These come before those that look-up alone proposed.
+    """
+    count, read = [0] * requests, [0] * requests
+    for request, source, accepted in zip(drafted.request, drafted.source, drafted.accepted, strict=True):
+        count[request] += 1
+        if accepted and source != NGRAM:
+            read[request] += 1
+    return count, read
 
 
 def first_stop(state: RequestState, tokens: Sequence[int]) -> int | None:

@@ -39,13 +39,14 @@ class PageLedger:
         state.cached_tokens = max(state.cached_tokens, computed) if state.preemptions == 0 else state.cached_tokens
         return True
 
+    def holds(self, state: RequestState, reach: int) -> bool:
+        """Whether a running request has pages for `reach` tokens already, as it has in most steps."""
+        return len(state.pages) * self._pool.page_size >= reach
+
     def grow(self, state: RequestState, reach: int) -> PageGrant | None:
-        """Give a running request pages for `reach` tokens; None if there are not enough left."""
+        """Give a running request the pages that it lacks for `reach` tokens; None if there are not enough left."""
         assert state.slot is not None
-        missing = self._pages_for(reach) - len(state.pages)
-        if missing <= 0:
-            return PageGrant(state.slot, len(state.pages), ())
-        fresh = self._pool.allocate(missing)
+        fresh = self._pool.allocate(self._pages_for(reach) - len(state.pages))
         if fresh is None:
             return None
         grant = PageGrant(state.slot, len(state.pages), tuple(fresh))

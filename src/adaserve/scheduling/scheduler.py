@@ -5,7 +5,6 @@ one token is decoding: that token is the root of its tree. Any other lag is made
 """
 
 import heapq
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,7 +14,7 @@ from adaserve.pages import PagePool
 from adaserve.policy.policy import Demand, Policy, RowShare, Scene
 from adaserve.request import FinishReason, Request, RequestState
 from adaserve.scheduling.drafting import READY_LAG, Drafting, slot_of
-from adaserve.scheduling.gains import first_stop, read_by_model
+from adaserve.scheduling.gains import drafted_and_read, first_stop
 from adaserve.scheduling.ledger import PageLedger
 from adaserve.scheduling.need import need
 from adaserve.step import (
@@ -190,8 +189,7 @@ class Scheduler:
         plan = outcome.plan
         progress: list[Progress] = []
         failed = set(outcome.failed)
-        drafted = Counter(outcome.drafted.request)
-        read = read_by_model(outcome.drafted)
+        drafted, read = drafted_and_read(outcome.drafted, len(plan.decoding))
         if self._policy.learner is not None:
             self._policy.learner.learn(outcome)
         for chunk in plan.catch_up:
@@ -241,36 +239,27 @@ class Scheduler:
     def _grow(self, line: list[RequestState]) -> dict[int, PageGrant]:
         """Give decoding requests the pages that this step may fill, by slot; pre-empt from the line's end when there are none."""
         grants: dict[int, PageGrant] = {}
+        deepest = self._policy.scheduling.deepest
         for state in tuple(line):
-            if not state.is_decoding:
+            if not state.is_decoding or self._ledger.holds(state, reach := _reach(state, deepest)):
                 continue
-            reach = self._reach(state)
             while state.slot is not None:
                 grant = self._ledger.grow(state, reach)
                 if grant is not None:
-                    if grant.pages:
-                        grants[grant.slot] = grant
+                    grants[grant.slot] = grant
                     break
                 self._preempt(line.pop(), grants)
         return grants
-
-    def _reach(self, state: RequestState) -> int:
-        """How many tokens a request may have after a step: its known ones, the deepest path that may be accepted, and one more.
-
-        The last of them is the next step's root, whose place the draft may fill before that step is planned.
-        A placed request needs as many, for a cached prefix may leave it nothing to compute but the root.
-        """
-        return len(state.tokens) + 1 + max(0, min(self._policy.scheduling.deepest, state.remaining - 1))
 
     def _place(self, line: list[RequestState], grants: dict[int, PageGrant], now: float) -> list[Placement]:
         """Move waiting requests to slots, in the queue's order, as long as their known tokens find pages.
 
         Where the policy ranks requests, less important ones at the line's end make room.
         """
-        ranking = self._policy.discipline.ranking
+        ranking, deepest = self._policy.discipline.ranking, self._policy.scheduling.deepest
         placed = []
         while (state := self._waiting.first(now)) is not None:
-            if not self._slots or not self._ledger.open(state, self._reach(state), reserve=len(self._running)):
+            if not self._slots or not self._ledger.open(state, _reach(state, deepest), reserve=len(self._running)):
                 if ranking is None or not line or ranking.rank(line[-1], now) <= ranking.rank(state, now):
                     break
                 self._preempt(line.pop(), grants)
@@ -359,6 +348,15 @@ class Scheduler:
         heapq.heappush(self._slots, state.slot)
         state.slot = None
         state.computed = state.draft_computed = 0
+
+
+def _reach(state: RequestState, deepest: int) -> int:
+    """How many tokens a request may have after a step: its known ones, the deepest path that may be accepted, and one more.
+
+    The last of them is the next step's root, whose place the draft may fill before that step is planned.
+    A placed request needs as many, for a cached prefix may leave it nothing to compute but the root.
+    """
+    return len(state.tokens) + 1 + max(0, min(deepest, state.remaining - 1))
 
 
 def _chunks(backlog: Sequence[RequestState], rows: int) -> list[Chunk]:

@@ -8,12 +8,9 @@ it says is as true at 1 as at 0: 53% (first choices of the recorded demo pair).
 from collections.abc import Sequence
 from enum import IntEnum
 
-import numpy as np
 from torch import Tensor
 
 WARM_UP_TO = 0.75
-BOUNDS = np.array([0.0, WARM_UP_TO])
-"""The highest temperatures of all bands but the last: BOUNDS.searchsorted finds the bands of an array."""
 
 
 class Band(IntEnum):

@@ -17,13 +17,14 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from adaserve.policy.plus.bands import BOUNDS, Band, band, bands, kin
-from adaserve.policy.plus.host import Estimates, Floats, Forest, Ints, calibrated
+from adaserve.policy.plus.bands import Band, band, bands, kin
+from adaserve.policy.plus.host import Estimates, calibrated
 from adaserve.step import Drafted
-from adaserve.tree import CandidateTree, Source, edge_prob
+from adaserve.tree import MAX_NODES, CandidateTree, Source, edge_prob
 
 EDGES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 CELLS = len(EDGES) + 1
@@ -48,7 +49,9 @@ REFIT = 16
 LEAST = 1e-6
 """Nothing is believed less than this, or it would be padding."""
 
-Numbers = TypeVar("Numbers", Ints, Tensor)
+Floats = NDArray[np.float64]
+
+Numbers = TypeVar("Numbers", int, Tensor)
 
 
 class Calibration:
@@ -62,9 +65,10 @@ class Calibration:
         middle = [(low + high) / 2 for low, high in pairwise(points)]
         self._kin = kin(coupled)
         self._said = np.array(middle)  # [cells], the probability that stands for each cell
-        self._points = np.array([0.0, *middle, 1.0])  # [cells + 2]
+        self._points = (0.0, *middle, 1.0)  # [cells + 2]
         self._tried = np.zeros((len(Band), ROWS, CELLS))
         self._kept = np.zeros_like(self._tried)
+        self._noted: list[tuple[Drafted, Sequence[float]]] = []  # steps not yet counted
         self._steps = 0
         self._estimates = self._fitted()  # at 0, at the cells' middles, and at 1
         self._copies: dict[torch.device, tuple[Tensor, Tensor]] = {}  # points and estimates where candidates live
@@ -72,10 +76,16 @@ class Calibration:
     def learn(self, drafted: Drafted, temperature: Sequence[float]) -> None:
         """Take in a step's verified nodes. temperature: of the requests that Drafted.request counts."""
         if drafted.request:
-            self._count(drafted, [int(band(t)) for t in temperature])
+            self._noted.append((drafted, temperature))
         self._steps += 1
         if self._steps % REFIT == 0:
             self._refit()
+
+    def _count_noted(self) -> None:
+        """Count what was noted, all at once before it matters: the first such step costs what ten others do."""
+        for drafted, temperature in self._noted:
+            self._count(drafted, [int(band(t)) for t in temperature])
+        self._noted.clear()
 
     def _count(self, drafted: Drafted, belongs: list[int]) -> None:
         """Count the nodes that were put to the test. belongs: the requests' bands."""
@@ -96,41 +106,33 @@ class Calibration:
         for mine in {belongs[request] for request in drafted.request}:
             self._tried[mine] *= FADE
             self._kept[mine] *= FADE
-        np.add.at(self._tried.ravel(), tried, 1.0)
-        np.add.at(self._kept.ravel(), kept, 1.0)
+        for counts, cells in ((self._tried.ravel(), tried), (self._kept.ravel(), kept)):
+            for cell in cells:
+                counts[cell] += 1.0
 
     def edges(self, drafted: Drafted, temperature: Sequence[float]) -> list[float]:
         """What it expects of verified nodes, each given its parent, [m]. temperature: as in `learn`."""
-        if not drafted.depth:
-            return []
         first = _first_siblings(drafted)
-        later = [index != mine for mine, index in enumerate(first)]
-        warmth = BOUNDS.searchsorted(np.array(temperature))[np.array(drafted.request)]  # [m]
-        row = _first_row(np.array(drafted.source), np.array(drafted.depth).clip(1, DEPTHS), warmth) + np.array(later)  # [m]
-        edge = self._estimates(np.array(drafted.edge_prob), row)
-        found: list[float] = np.minimum(edge, edge[first]).tolist()
-        return found
+        nodes = zip(drafted.request, drafted.depth, drafted.source, drafted.edge_prob, first, strict=True)
+        edge = [
+            self._estimates(prob, _first_row(source, min(max(depth, 1), DEPTHS), band(temperature[request])) + (eldest != mine))
+            for mine, (request, depth, source, prob, eldest) in enumerate(nodes)
+        ]
+        return [min(own, edge[eldest]) for own, eldest in zip(edge, first, strict=True)]
+
+    def on_host(self, candidates: CandidateTree, temperature: Sequence[float]) -> list[list[float]]:
+        """f of every candidate, the product of the estimates along its path, [n, N]; 0 for padding. In plain numbers.
+
+        candidates: in the host's memory. temperature [n]: at which the requests draw.
+        """
+        fields = (x.tolist() for x in (candidates.parent, candidates.depth, candidates.path_prob, candidates.source))
+        return [
+            calibrated(parent, depth, prob, source, _FIRST_ROWS[band(warmth)], self._estimates)
+            for parent, depth, prob, source, warmth in zip(*fields, temperature, strict=True)
+        ]
 
     def __call__(self, candidates: CandidateTree, temperature: Tensor) -> Tensor:
-        """f of every candidate: the product of the estimates along its path, [n, N] float64; 0 for padding.
-
-        temperature [n] float64: at which the requests draw.
-        """
-        on_cpu = candidates.path_prob.device.type == "cpu"
-        return self.on_host(candidates, temperature) if on_cpu else self.on_device(candidates, temperature)
-
-    def on_host(self, candidates: CandidateTree, temperature: Tensor) -> Tensor:
-        """The same in arrays, for candidates in the host's memory."""
-        parent, depth, prob = candidates.parent.numpy(), candidates.depth.numpy(), candidates.path_prob.numpy()
-        if prob.size == 0:
-            return torch.zeros_like(candidates.path_prob)
-        forest = Forest(parent, depth, prob, candidates.source.numpy())
-        warmth = BOUNDS.searchsorted(temperature.numpy())  # [n]
-        row = _first_row(forest.source, np.minimum(depth, DEPTHS), warmth[:, None])  # [n, N]
-        return torch.from_numpy(calibrated(forest, row, self._estimates))
-
-    def on_device(self, candidates: CandidateTree, temperature: Tensor) -> Tensor:
-        """The same in tensors, wherever they are."""
+        """The same in tensors, wherever they are: [n, N] float64. temperature [n] float64."""
         said = edge_prob(candidates)  # [n, N]
         points, estimate = self._on(said.device)
         column = torch.arange(said.shape[1], device=said.device)  # [N]
@@ -148,12 +150,15 @@ class Calibration:
         """What the draft says [P] and the estimates for it [rows * P] on a device, always the same tensors."""
         if device not in self._copies:
             with torch.inference_mode(False):  # refits write to them outside of any such mode
-                both = (torch.from_numpy(x).clone().to(device) for x in (self._estimates.points, self._estimates.value))
+                both = (
+                    torch.tensor(x, dtype=torch.float64, device=device) for x in (self._estimates.points, self._estimates.value)
+                )
                 self._copies[device] = next(both), next(both)
         return self._copies[device]
 
     def remembered(self) -> dict[str, object]:
         """What has been counted, and by which cells: for policy/memory.py."""
+        self._count_noted()
         return _layout() | {"tried": self._tried.tolist(), "kept": self._kept.tolist()}
 
     def recall(self, found: object) -> None:
@@ -175,28 +180,30 @@ class Calibration:
             or not ((kept >= 0) & (kept <= tried) & np.isfinite(tried)).all()
         ):
             raise ValueError("counts that cannot be")
+        self._noted.clear()
         self._tried[:], self._kept[:] = tried, kept
         self._refit()
 
     def table(self) -> Tensor:
         """The estimates, [bands, ROWS, CELLS], at the cells' middles."""
-        return torch.from_numpy(self._estimates.value.reshape(len(Band), ROWS, -1)[:, :, 1:-1].copy())
+        return torch.tensor(self._estimates.value, dtype=torch.float64).view(len(Band), ROWS, -1)[:, :, 1:-1]
 
     def _refit(self) -> None:
+        self._count_noted()
         self._estimates = self._fitted()
         for device, (_, copy) in self._copies.items():  # in place: captured calls read it there
-            fresh = torch.from_numpy(self._estimates.value)
+            fresh = torch.tensor(self._estimates.value, dtype=torch.float64)
             copy.copy_(fresh.pin_memory() if device.type == "cuda" else fresh, non_blocking=True)
 
     def _fitted(self) -> Estimates:
         """Each cell's posterior mean, made to rise with the probability."""
         mean = (self._kept + PRIOR * self._expected()) / (self._tried + PRIOR)  # [bands, ROWS, CELLS]
-        for falls in np.argwhere((mean[:, :, 1:] < mean[:, :, :-1]).any(2)):
-            row = tuple(falls)
-            mean[row] = _pooled(mean[row].tolist(), (self._tried[row] + PRIOR).tolist())
+        falls = (mean[:, :, 1:] < mean[:, :, :-1]).any(2)  # [bands, ROWS]
+        rows = zip(mean[falls].tolist(), (self._tried[falls] + PRIOR).tolist(), strict=True)
+        mean[falls] = np.array([_pooled(*row) for row in rows]).reshape(-1, CELLS)
         # Towards the ends the estimate goes on as it does beside them.
         value = np.concatenate([mean[:, :, :1], mean, mean[:, :, -1:]], 2).clip(LEAST, 1.0)
-        return Estimates(self._points, np.diff(self._points), value.ravel())
+        return Estimates(self._points, value.ravel().tolist())
 
     def _expected(self) -> Floats:
         """What is expected of each cell before it has seen anything, [bands, ROWS, CELLS].
@@ -229,6 +236,13 @@ def _layout() -> dict[str, object]:
 def _first_row(source: Numbers, depth: Numbers, warmth: Numbers) -> Numbers:
     """The rows of the whole table for first children, depth 1 to DEPTHS; those for later children follow them."""
     return source * (DEPTHS * BIRTHS) + depth * BIRTHS + (warmth * ROWS - BIRTHS)
+
+
+_FIRST_ROWS = tuple(
+    tuple(tuple(_first_row(source, min(max(depth, 1), DEPTHS), warmth) for depth in range(MAX_NODES + 1)) for source in Source)
+    for warmth in Band
+)
+"""By band, source and depth."""
 
 
 def _first_siblings(drafted: Drafted) -> list[int]:
@@ -273,11 +287,15 @@ def _along_paths(edge: Tensor, parent: Tensor) -> Tensor:
 
 def _pooled(mean: list[float], weight: list[float]) -> list[float]:
     """The nearest rising sequence (weighted least squares): neighbours that fall are pooled."""
-    blocks: list[tuple[float, float, int]] = []
-    for block in zip(mean, weight, [1] * len(mean), strict=True):
-        m, w, count = block
-        while blocks and blocks[-1][0] > m:
-            before, heavy, many = blocks.pop()
-            m, w, count = (m * w + before * heavy) / (w + heavy), w + heavy, count + many
-        blocks.append((m, w, count))
-    return [m for m, _, count in blocks for _ in range(count)]
+    means: list[float] = []  # of blocks
+    weights: list[float] = []
+    counts: list[int] = []
+    for m, w in zip(mean, weight, strict=True):
+        count = 1
+        while means and means[-1] > m:
+            before, heavy = means.pop(), weights.pop()
+            m, w, count = (m * w + before * heavy) / (w + heavy), w + heavy, count + counts.pop()
+        means.append(m)
+        weights.append(w)
+        counts.append(count)
+    return [m for m, count in zip(means, counts, strict=True) for _ in range(count)]

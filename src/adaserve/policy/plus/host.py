@@ -1,118 +1,133 @@
-"""The selection of `adaserve+` for candidates in the host's memory: arrays instead of tensors, to the same result.
+"""The selection of `adaserve+` for candidates in the host's memory: plain numbers instead of tensors, to the same result.
 
-A dozen requests have a hundred candidates, and an operation on those takes longer to start than to run. On a CPU, where a step
-may take ten milliseconds, a hundred operations on tensors were 3% of it. So there are few of them here, on flat arrays: the nodes
-of all requests stand one after the other, each request's root before them, and "of the parent" is one look-up by a flat index.
+Between two passes of a model nothing of ours is left in the processor's caches, so what an operation costs is mostly the way to
+its code: 50 us for the first small tensor made of numbers, 20 us for the first operation on an array, next to nothing for the
+second one of its kind. A dozen requests have a hundred candidates at most. Loops over those need no code but the interpreter's,
+which is in use all the time.
 """
 
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
+from itertools import accumulate
 
 from adaserve.tree import MAX_NODES, Source
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
-
-NEVER = 5e-324
-"""The smallest number above 0: what padding is divided by."""
-
-
-@dataclass(frozen=True)
-class Forest:
-    """The candidates of n requests as arrays, [n, N] each: fields of a CandidateTree."""
-
-    parent: Ints
-    depth: Ints
-    path_prob: Floats
-    source: Ints
+MODEL, NGRAM = int(Source.MODEL), int(Source.NGRAM)
 
 
 @dataclass(frozen=True)
 class Estimates:
     """A table of estimates, linear between its points.
 
-    points [P], rising: what a draft may say, 0 and 1 among it. width [P - 1]: from each to the next. value [rows * P].
+    points [P], rising: what a draft may say, 0 and 1 among it. value [rows * P].
     """
 
-    points: Floats
-    width: Floats
-    value: Floats
+    points: Sequence[float]
+    value: Sequence[float]
 
-    def __call__(self, said: Floats, row: Ints) -> Floats:
-        """The estimates of the table's rows for what a draft said; said and row of one shape."""
-        left = self.points[1:-1].searchsorted(said, "right")
-        below = row * len(self.points) + left
-        low, high = self.value.take(below), self.value.take(below + 1)
-        found: Floats = low + (high - low) * (said - self.points.take(left)) / self.width.take(left)
-        return found
+    def __call__(self, said: float, row: int) -> float:
+        """The estimate of one of the table's rows for what a draft said."""
+        points = self.points
+        left = bisect_right(points, said, 1, len(points) - 1) - 1
+        below = row * len(points) + left
+        low = self.value[below]
+        return low + (self.value[below + 1] - low) * (said - points[left]) / (points[left + 1] - points[left])
 
 
-def calibrated(forest: Forest, row: Ints, estimates: Estimates) -> Floats:
-    """f of every candidate, the product of the estimates along its path, [n, N]; 0 for padding.
+def calibrated(
+    parent: Sequence[int],
+    depth: Sequence[int],
+    prob: Sequence[float],
+    source: Sequence[int],
+    rows: Sequence[Sequence[int]],
+    estimates: Estimates,
+) -> list[float]:
+    """f of a request's candidates, the product of the estimates along each path, [N]; 0 for padding.
 
-    row [n, N]: each candidate's row of the table, were it the first child of its parent; a later one's follows it.
+    parent, depth, prob (f as the draft says), source [N]: of a CandidateTree. rows: by source and depth, the row of the table for
+    the first child of its parent; a later one's follows it.
     """
-    n, columns = forest.parent.shape
-    root = np.arange(0, n * (columns + 1), columns + 1)[:, None]  # [n, 1], flat cells: a root, then its request's columns
-    above = forest.parent + (root + 1)  # [n, N], the parent's cell
-    mine = root + np.arange(1, columns + 1)  # [n, N], a candidate's own
-    real = forest.path_prob > 0
+    points, value = estimates.points, estimates.value
+    size, last = len(points), len(points) - 1
+    said = [*prob, 1.0]  # a root's children have it above them at -1
+    first: dict[int, float] = {}  # by the parent, its first child's edge; what look-up alone proposed is nobody's sibling
+    edges = []
+    for above, deep, f, by in zip(parent, depth, prob, source, strict=True):
+        if f <= 0.0:
+            edges.append(0.0)
+            continue
+        say = f / said[above]
+        left = bisect_right(points, say, 1, last) - 1
+        below = rows[by][deep] * size + left
+        eldest = first.get(above)
+        later = eldest is not None and by == MODEL
+        if later:
+            below += size
+        low = value[below]  # as Estimates.__call__, without the call
+        edge = low + (value[below + 1] - low) * (say - points[left]) / (points[left + 1] - points[left])
+        if eldest is None:
+            if by != NGRAM:
+                first[above] = edge
+        elif later and eldest < edge:
+            edge = eldest
+        edges.append(edge)
+    return _along_paths(edges, parent) if max(parent, default=-1) >= 0 else edges
 
-    prob = np.ones((n, columns + 1))  # [n, 1 + N], the root's is 1
-    prob[:, 1:] = forest.path_prob
-    said = forest.path_prob / np.maximum(prob.take(above), NEVER)  # [n, N]
-    first = _first_siblings(forest, real, above, mine)  # [n, N]
-    edge = np.ones((n, columns + 1))  # [n, 1 + N]
-    edge[:, 1:] = estimates(said, row + (first < mine))
-    prob[:, 1:] = np.minimum(edge[:, 1:], edge.take(first)) * real
 
-    up = np.empty((n, columns + 1), dtype=np.int64)  # [n, 1 + N], a root is its own parent
-    up[:, :1], up[:, 1:] = root, above
-    for _ in range(int(forest.depth.max()).bit_length()):  # pointer jumping
-        prob = prob * prob.take(up)
-        up = up.take(up)
-    return prob[:, 1:]
+def _along_paths(edge: Sequence[float], parent: Sequence[int]) -> list[float]:
+    """The product of `edge` [N] from the root to every node; multiplied in the order of its twin in tensors."""
+    prob, up = [*edge, 1.0], [*parent, -1]  # the root stands at the end, and is its own parent
+    while max(up) >= 0:
+        prob = [own * prob[above] for own, above in zip(prob, up, strict=True)]
+        up = [up[above] for above in up]
+    return prob[:-1]
 
 
-def _first_siblings(forest: Forest, real: Bools, above: Ints, mine: Ints) -> Ints:
-    """The cell of each candidate's first sibling, itself included, [n, N]; its own for what look-up proposed.
+def largest_surplus(
+    trees: Sequence[Sequence[float]], need: Sequence[float], urgency: float, most: int, price: Sequence[float]
+) -> tuple[list[int], list[int]]:
+    """The chosen candidates as flat cells, and those among them that their request needs.
 
-    What look-up alone proposed and padding are nobody's siblings. Padding gets any cell.
+    trees [n, N]: f of each request's candidates. need [n]: tokens that each must gain, at most depth + 1. most: nodes over all.
+    price: of 0, 1, ... nodes; empty: none.
     """
-    looked_up = forest.source.any()
-    cells = np.flatnonzero(real & (forest.source != Source.NGRAM) if looked_up else real)[::-1]
-    first = np.zeros(mine.size + len(mine), dtype=np.int64)  # [n * (1 + N)], by the parent's cell
-    first[above.take(cells)] = mine.take(cells)  # of several the last one written stays: the first column
-    found = first.take(above)
-    return np.where(forest.source != Source.MODEL, mine, found) if looked_up else found
-
-
-def largest_surplus(f: Floats, need: Floats, urgency: float, most: int, price: Floats) -> tuple[Bools, Bools]:
-    """The chosen candidates, and those among them that their request needs: [n, N] each.
-
-    need [n]: tokens that each must gain, at most depth + 1. most: nodes over all. price [K]: of 0, 1, ... nodes; empty: none.
-    """
-    n, columns = f.shape
-    ranked = (-f).argsort(axis=1, kind="stable")[:, :MAX_NODES]  # [n, R], each request's best first
-    ranked += np.arange(0, n * columns, columns)[:, None]  # as flat cells
-    prob = f.take(ranked)  # [n, R]
-    before = np.ones_like(prob)  # [n, R], tokens expected without the node
-    before[:, 1:] = prob[:, :-1]
-    short = before.cumsum(1) < need[:, None]  # [n, R]
-    worth = np.where(short, prob * urgency, prob).T.ravel()  # [R * n], rank-major: of equals the request with fewer nodes first
-    flat = (-worth).argsort(kind="stable")[:most]  # [K]
-    best = worth.take(flat)
-    count = int(np.count_nonzero(best > 0))
-    if len(price):
-        surplus = best.cumsum() - price[1 : len(best) + 1]  # [K], of the best 1, 2, ... nodes
-        count = min(count, int(surplus.argmax()) + 1 if surplus.max(initial=-np.inf) > -price[0] else 0)
-    # Worth never rises with rank, so the best nodes of all are each request's best: connected trees.
-    bought = flat[:count]
-    cells = ranked.T.ravel().take(bought)
-    chosen, for_need = np.zeros((2, n, columns), dtype=bool)
-    chosen.put(cells, True)
-    for_need.put(cells, short.T.ravel().take(bought))
+    n, columns = len(trees), len(trees[0])
+    ranked: list[list[int]] = []  # each request's columns, the best first
+    worths: list[list[float]] = []
+    met: list[int] = []  # the rank from which on a request is no longer short of its need
+    for f, wanted in zip(trees, need, strict=True):
+        order = sorted(range(columns), key=f.__getitem__, reverse=True)[:MAX_NODES]
+        worth = [f[column] for column in order]
+        short = 0
+        if wanted > 1.0:
+            short = sum(gained < wanted for gained in accumulate(worth[:-1], initial=1.0))
+            worth[:short] = [urgency * x for x in worth[:short]]
+        ranked.append(order)
+        worths.append(worth)
+        met.append(short)
+    # Rank-major: of equals the request with fewer nodes first. Worth never rises with rank, so the best nodes of all are each
+    # request's best: connected trees.
+    offers = [worth for rank in zip(*worths, strict=True) for worth in rank]
+    best = sorted(range(len(offers)), key=offers.__getitem__, reverse=True)[:most]
+    count = _largest([offers[at] for at in best], price) if price else len(best)
+    chosen, for_need = [], []
+    for at in best[:count]:
+        if offers[at] <= 0.0:
+            break
+        rank, request = divmod(at, n)
+        cell = request * columns + ranked[request][rank]
+        chosen.append(cell)
+        if rank < met[request]:
+            for_need.append(cell)
     return chosen, for_need
+
+
+def _largest(worth: Sequence[float], price: Sequence[float]) -> int:
+    """How many of the best nodes have the largest surplus over their price."""
+    count, most = 0, -price[0]
+    for bought, total in enumerate(accumulate(worth), 1):
+        surplus = total - price[bought]
+        if surplus > most:
+            count, most = bought, surplus
+    return count

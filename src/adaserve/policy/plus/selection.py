@@ -5,9 +5,9 @@ what so many nodes cost. As f never rises along a path and urgency only ends alo
 trees for every k, as in policy/selection.py; the k with the largest surplus is taken, wherever on the staircase it stands.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 from adaserve.policy.plus.calibration import Calibration
 from adaserve.policy.plus.host import largest_surplus
 from adaserve.purse import Purse, Selected
+from adaserve.step import Limits
 from adaserve.tree import MAX_NODES, CandidateTree
 
 
@@ -29,23 +30,27 @@ class SurplusSelection:
         """Choose by surplus; need, temperature [n] float64."""
         n, columns = candidates.path_prob.shape
         if n == 0 or columns == 0 or purse.most == 0:
-            nothing = torch.zeros_like(candidates.token, dtype=torch.bool)
-            return Selected(nothing, nothing)
+            return _nothing(candidates)
         f = candidates.path_prob if self.calibration is None else self.calibration(candidates, temperature)  # [n, N]
-        choose = chosen_on_host if f.device.type == "cpu" else chosen_on_device
-        return choose(f, need, purse, self.urgency)
+        return _chosen(f, need, purse, self.urgency)
+
+    def on_host(self, candidates: CandidateTree, need: Sequence[float], limits: Limits, temperature: Sequence[float]) -> Selected:
+        """The same for candidates in the host's memory, in plain numbers: see policy/plus/host.py."""
+        n, columns = candidates.path_prob.shape
+        if n == 0 or columns == 0 or limits.nodes <= 0:
+            return _nothing(candidates)
+        f = candidates.path_prob.tolist() if self.calibration is None else self.calibration.on_host(candidates, temperature)
+        wanted = [min(tokens, limits.depth + 1) for tokens in need]
+        return Selected.of(n, columns, *largest_surplus(f, wanted, self.urgency, limits.nodes, limits.price))
 
 
-def chosen_on_host(f: Tensor, need: Tensor, purse: Purse, urgency: float) -> Selected:
-    """Choose by surplus, in arrays. f [n, N] float64, need [n] float64, both in the host's memory."""
-    most = min(purse.most, int(purse.nodes))
-    wanted = np.minimum(need.numpy(), purse.depth + 1)  # [n]
-    chosen, slo = largest_surplus(f.numpy(), wanted, urgency, most, purse.price.numpy())
-    return Selected(torch.from_numpy(chosen), torch.from_numpy(slo))
+def _nothing(candidates: CandidateTree) -> Selected:
+    nothing = torch.zeros_like(candidates.token, dtype=torch.bool)
+    return Selected(nothing, nothing)
 
 
-def chosen_on_device(f: Tensor, need: Tensor, purse: Purse, urgency: float) -> Selected:
-    """The same in tensors, wherever they are."""
+def _chosen(f: Tensor, need: Tensor, purse: Purse, urgency: float) -> Selected:
+    """Choose by surplus. f [n, N] float64: of the candidates."""
     n, columns = f.shape
     prob, column = f.sort(dim=1, descending=True, stable=True)  # [n, N], each request's best first
     prob = prob[:, :MAX_NODES]  # [n, R], by rank

@@ -53,19 +53,21 @@ class Yields:
         """Take in a step."""
         plan, drafted = outcome.plan, outcome.drafted
         gained = sum(map(len, outcome.tokens))
-        prompts = sum(chunk.length for chunk in plan.chunks)
+        prompts = sum([chunk.length for chunk in plan.chunks])
         self._tokens = FADE * self._tokens + gained + self._prompt_worth * prompts
         self._seconds = FADE * self._seconds + outcome.times.total
         self._steps = FADE * self._steps + 1
         self._members = FADE * self._members + len(outcome.tokens)
         self._gained = FADE * self._gained + gained
-        verified, accepted = drafted.depth, tuple(compress(drafted.depth, drafted.accepted))
-        rooms = [most for most, chunk in zip(plan.room, plan.drafting, strict=True) if chunk is not None]
-        for k in range(min(plan.depth, len(self.accepted))):
-            able = sum(most > k for most in rooms)
-            if able:
-                self.accepted[k] += RATE * (accepted.count(k + 1) / able - self.accepted[k])
-                self.nodes[k] += RATE * (verified.count(k + 1) / able - self.nodes[k])
+        tried = min(plan.depth, len(self.accepted))
+        if tried:
+            rooms = [most for most, chunk in zip(plan.room, plan.drafting, strict=True) if chunk is not None]
+            verified, accepted = drafted.depth, list(compress(drafted.depth, drafted.accepted))
+            for k in range(tried):
+                able = sum([most > k for most in rooms])
+                if able:
+                    self.accepted[k] += RATE * (accepted.count(k + 1) / able - self.accepted[k])
+                    self.nodes[k] += RATE * (verified.count(k + 1) / able - self.nodes[k])
         # What was not tried is guessed from what was: no depth brings more than the one above it, and a draft that was given up
         # gets another chance in time.
         if plan.depth == 0 and self.accepted:
