@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "amx.h"
+#include "int8_tiles.h"
 #include "vnni.h"
 
 #if defined(__linux__)
@@ -225,7 +226,7 @@ EXPORT void advise_huge(void* p, int64_t bytes) {
 // Whether the processor has the matrix unit of amx.h and the system lets us use it.
 EXPORT int64_t has_amx() {
 #if defined(ADASERVE_AMX)
-    return amx::allowed();
+    return tiles::allowed();
 #else
     return 0;
 #endif
@@ -290,8 +291,17 @@ LINEAR(dot_nibbles, multiply_rounded<Expanded<Nibbles>>)
 LINEAR(dot_bytes, multiply_rounded<Expanded<Bytes>>)
 #endif
 #if defined(ADASERVE_VNNI)
-LINEAR(int8_nibbles, vnni::multiply<vnni::Nibbles>)
-LINEAR(int8_bytes, vnni::multiply<vnni::Bytes>)
+// Two ways to the same bits.
+template <class Format>
+static void multiply_bytes(const float* x, long rows, long depth, const char* packed, long outputs, const float* bias, float* out) {
+#if defined(ADASERVE_INT8_TILES)
+    if (vnni::by_tiles(rows)) return vnni::multiply_tiles<Format>(x, rows, depth, packed, outputs, bias, out);
+#endif
+    vnni::multiply<Format>(x, rows, depth, packed, outputs, bias, out);
+}
+
+LINEAR(int8_nibbles, multiply_bytes<vnni::Nibbles>)
+LINEAR(int8_bytes, multiply_bytes<vnni::Bytes>)
 #endif
 #if defined(ADASERVE_AMX)
 LINEAR(amx_bf16, amx::multiply<amx::Plain>)

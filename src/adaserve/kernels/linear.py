@@ -18,15 +18,15 @@ from adaserve.kernels.quantized import BLOCK, QuantizedWeight
 class Path(Enum):
     """How the CPU multiplies by bfloat16 weights and by quantised ones, which stand for the bfloat16 values of their blocks.
 
-    AMX: rows are rounded to bfloat16 too, products are exact, sums are float32 in tiles of the processor's matrix unit.
     INT8: for quantised weights alone. Rows are rounded to blocks of 8 bits, products and sums within a block of 32 are exact
         integers, and float32 fused multiply-adds bring the blocks' scales in, in order of k.
+    AMX: rows are rounded to bfloat16 too, products are exact, sums are float32 in tiles of the processor's matrix unit.
     DOT: rows are rounded to bfloat16; every output is one chain of the processor's steps over pairs of k, in order.
     FMA: rows stay float32; every output is one chain of fused multiply-adds in order of k.
     """
 
-    AMX = "amx"
     INT8 = "int8"
+    AMX = "amx"
     DOT = "dot"
     FMA = "fma"
 
