@@ -18,8 +18,8 @@
 namespace vnni {
 
 constexpr long GROUP = 16;           // rows of a tile
-constexpr long FROM = 12;            // rows of a batch from which on tiles are faster than vectors
-constexpr long FEW = 4;              // rows left over that vectors do faster than a tile
+constexpr long FROM = 11;            // rows of a batch from which on tiles are faster than vectors
+constexpr long FEW = 4;              // rows left over that vectors do faster than a tile; never a batch's first group
 constexpr int X = 6, WEIGHTS = 7;    // tiles; 0 to 3 are sums
 constexpr int RING = 4, LEAD = 2;    // places for sums; blocks that the matrix unit is ahead of the vectors
 
@@ -61,16 +61,21 @@ static inline void multiply_block(long s, const int8_t* x, const Step& step, Sum
     }
 }
 
-// A group of rows times one panel; `fetch` are bytes for later, some at every step.
-template <class Format>
-static void group_times_panel(long rows, Rows x, long steps, const Step* panel, __mmask16 valid, __m512 bias, float* out, long stride,
-                              const char* fetch, long share) {
+// A group of rows times one panel. The first group to come finds the panel as it is stored, and expands each step some blocks before
+// it is multiplied. `fetch` are bytes for later, a share of them at every step.
+template <class Format, bool FIRST>
+static void group_times_panel(long rows, Rows x, long steps, const char* head, const char* codes, Step* panel, __mmask16 valid,
+                              __m512 bias, float* out, long stride, const char* fetch, long share) {
     Sums ring[RING];
     __m512 total[GROUP];
     UNROLL for (int r = 0; r < GROUP; r++) total[r] = bias;
+    const auto expand = [&](long s) { panel[s].expand<Format>(head + s * Format::HEAD, codes + s * Format::CODES); };
+    if (FIRST)
+        for (long s = 0; s <= LEAD && s < steps; s++) expand(s);
     for (long s = 0; s < LEAD && s < steps; s++) multiply_block(s, x.code + s * GROUP * DEPTH, panel[s], ring);
     for (long s = 0; s < steps; s++) {
         for (long line = 0; line < share; line += 64) _mm_prefetch(fetch + s * share + line, _MM_HINT_T1);
+        if (FIRST && s + LEAD + 1 < steps) expand(s + LEAD + 1);
         if (s + LEAD < steps) multiply_block(s + LEAD, x.code + (s + LEAD) * GROUP * DEPTH, panel[s + LEAD], ring);
         const Sums& sums = ring[s % RING];
         const Side* side = x.side + s * GROUP;
@@ -102,15 +107,15 @@ static void multiply_tiles(const float* x, long rows, long depth, const char* pa
             const char *head = packed + p * bytes, *codes = head + heads;
             const __mmask16 valid = outputs - p * W >= W ? 0xffff : __mmask16((1u << (outputs - p * W)) - 1);
             const __m512 from = bias ? _mm512_maskz_loadu_ps(valid, bias + p * W) : _mm512_setzero_ps();
-            for (long s = 0; s < steps; s++) room[s].expand<Format>(head + s * Format::HEAD, codes + s * Format::CODES);
             for (long g = 0; g < groups; g++) {
                 const long first = g * GROUP, count = rows - first < GROUP ? rows - first : GROUP;
                 float* to = out + first * outputs + p * W;
+                const auto group = g ? group_times_panel<Format, false> : group_times_panel<Format, true>;
                 if (count <= FEW)
                     rows_times_panel<Format>(count, batch.from(first), steps, head, codes, valid, from, to, outputs);
                 else
-                    group_times_panel<Format>(count, batch.from(first), steps, room.data(), valid, from, to, outputs,
-                                              head + bytes + g * steps * share, share);
+                    group(count, batch.from(first), steps, head, codes, room.data(), valid, from, to, outputs,
+                          head + bytes + g * steps * share, share);
             }
         }
     });

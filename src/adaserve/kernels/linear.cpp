@@ -8,7 +8,8 @@
 //     bfloat16  [N / C][K / 2][C][2]     a 32-bit word holds one output's weights for k and k + 1
 //     blocks    [N / C][K / 32] steps of blocks.h; a panel becomes bfloat16 in the second level cache when its turn comes
 //
-// Two more kernels have other bits in their results: amx.h for bfloat16 and blocks, vnni.h for blocks.
+// Two more kernels have other bits in their results: amx.h for bfloat16 and blocks, and for blocks vnni.h, whose bits int8_tiles.h
+// gives faster for many rows.
 #include <cstdlib>
 #include <vector>
 
@@ -250,6 +251,15 @@ EXPORT int64_t has_vnni() {
 #endif
 }
 
+// Rows of a batch from which on int8_tiles.h multiplies in place of vnni.h; 0 where it never does.
+EXPORT int64_t int8_tile_rows() {
+#if defined(ADASERVE_INT8_TILES)
+    return vnni::by_tiles(vnni::FROM) ? vnni::FROM : 0;
+#else
+    return 0;
+#endif
+}
+
 // Whether there are kernels that expand blocks: AVX2 and NEON gain too little from them.
 EXPORT int64_t expands_blocks() {
 #if defined(__AVX512BW__)
@@ -291,7 +301,7 @@ LINEAR(dot_nibbles, multiply_rounded<Expanded<Nibbles>>)
 LINEAR(dot_bytes, multiply_rounded<Expanded<Bytes>>)
 #endif
 #if defined(ADASERVE_VNNI)
-// Two ways to the same bits.
+// By vectors for few rows, by tiles for many: the bits are the same.
 template <class Format>
 static void multiply_bytes(const float* x, long rows, long depth, const char* packed, long outputs, const float* bias, float* out) {
 #if defined(ADASERVE_INT8_TILES)

@@ -5,7 +5,8 @@
 //
 // The sums of products of codes are integers, so exact in any order; the blocks follow one another in order of k. So a row's
 // result does not depend on its batch. Four products a lane and instruction, and weights need no more than a shift and a mask
-// to be factors: this is as near to the memory's speed as a few rows come, and the fastest for many.
+// to be factors: this is as near to the memory's speed as a few rows come, and the fastest for many without a matrix unit
+// (int8_tiles.h).
 //
 // Packed weights: panels of 16 outputs, one a lane; of each all scales, then all codes:
 //     Nibbles   [K / 32][scale 16 | offset 16] float16, [K / 32][4][16][4] bytes: k and k + 16 in the low and the high half
