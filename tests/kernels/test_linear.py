@@ -3,7 +3,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaserve.kernels.linear import CHOICE, Linear, Path, available_paths, choose, linear_reference, products_status
+from adaserve.kernels.linear import (
+    CHOICE,
+    Linear,
+    Path,
+    available_paths,
+    choose,
+    linear_reference,
+    products_status,
+    tile_rows,
+)
 from adaserve.kernels.quantized import BLOCK, QuantizedWeight, stack
 
 DTYPES = [torch.bfloat16, torch.float32]
@@ -13,6 +22,7 @@ WAYS = [
 ]
 """How matrices of plain numbers are multiplied here."""
 NATIVE = pytest.mark.skipif(not PATHS, reason="no native kernels here")
+TILES = pytest.mark.skipif(not tile_rows(), reason="no tiles of bytes here")
 ROUNDING = {Path.AMX: 2**-8, Path.DOT: 2**-8, Path.INT8: 2**-7, Path.FMA: 2e-6}
 """Of a row's numbers and its sums, relative to the sum of the products' sizes."""
 
@@ -120,7 +130,7 @@ def test_shapes_of_models(outputs: int, depth: int, dtype: torch.dtype) -> None:
 def alike(linear: Linear, x: torch.Tensor) -> None:
     """A row's result has the same bits alone and in any batch."""
     alone = torch.cat([linear(row[None]) for row in x])
-    for rows in (2, 7, 8, 9, 12, 13, 16, 37, 64, 130, 193, 200):
+    for rows in (2, 7, 8, 9, 10, 11, 12, 13, 16, 17, 20, 21, 32, 33, 37, 64, 130, 193, 200):
         assert torch.equal(linear(x[:rows]), alone[:rows])
         assert torch.equal(linear(x[-rows:]), alone[-rows:])
 
@@ -140,17 +150,41 @@ def test_a_row_times_blocks_does_not_depend_on_its_batch_mates(outputs: int, ste
     alike(Linear(blocks(outputs, steps, offsets), bias, path=path), x)
 
 
+@TILES
+@given(
+    more=st.integers(0, 130),
+    outputs=st.integers(1, 150),
+    steps=st.integers(1, 9),
+    offsets=st.booleans(),
+    biased=st.booleans(),
+    size=st.sampled_from([1e-30, 1.0, 1e30]),
+    seed=st.integers(0, 99),
+)
+def test_tiles_of_bytes_give_the_bits_of_vectors(
+    more: int, outputs: int, steps: int, offsets: bool, biased: bool, size: float, seed: int
+) -> None:
+    """So many rows at once take tiles; the same rows, fewer at a time, take vectors."""
+    x, _, bias = example(tile_rows() + more, outputs, steps * BLOCK, torch.float32, seed)
+    x *= size
+    x[::5, :BLOCK] = 0.0
+    x[3::7] = x[3::7].sign()  # codes of 127 and -127 alone
+    linear = Linear(blocks(outputs, steps, offsets, seed), bias if biased else None, path=Path.INT8)
+    by_vectors = torch.cat([linear(part) for part in x.split(tile_rows() - 1)])
+    assert torch.equal(linear(x), by_vectors)
+
+
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("offsets", [True, False])
-def test_what_is_not_finite_stays_in_its_row(path: Path, offsets: bool) -> None:
+@pytest.mark.parametrize("rows", [8, 24])
+def test_what_is_not_finite_stays_in_its_row(path: Path, offsets: bool, rows: int) -> None:
     weight = blocks(60, 2, offsets)
-    x, _, _ = example(12, 60, 2 * BLOCK, torch.float32)
+    x, _, _ = example(rows, 60, 2 * BLOCK, torch.float32)
     clean = Linear(weight, path=path)(x)
     x[3, 40], x[5, 1], x[6] = torch.inf, torch.nan, 0.0
     found = Linear(weight, path=path)(x)
     assert not found[[3, 5]].isfinite().any(1).all() and found[5].isnan().all()
     assert (found[6] == 0).all()
-    keep = [row for row in range(12) if row not in (3, 5, 6)]
+    keep = [row for row in range(rows) if row not in (3, 5, 6)]
     assert torch.equal(found[keep], clean[keep])
 
 
@@ -185,6 +219,14 @@ def test_the_environment_names_a_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(CHOICE, "nonsense")
     with pytest.raises(ValueError, match="ADASERVE_PRODUCTS=nonsense: one of"):
         choose(None, quantised=True)
+
+
+@pytest.mark.skipif(Path.INT8 not in PATHS, reason="no products of bytes here")
+def test_quantised_weights_are_multiplied_in_bytes_where_possible(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(CHOICE, raising=False)
+    assert choose(None, quantised=True) is Path.INT8
+    assert choose(None, quantised=False) is not Path.INT8
+    assert ("tiles" in products_status()) == bool(tile_rows())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -12,12 +12,10 @@
 #pragma once
 
 #include "blocks.h"
+#include "tiles.h"
 
-#if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__linux__)
+#if defined(ADASERVE_TILES) && defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__AVX512BW__)
 #define ADASERVE_AMX 1
-
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include <vector>
 
@@ -32,48 +30,19 @@ struct alignas(64) Line {
     bf16 word[32];
 };
 
-// Linux hands out the tiles' 8 KB of state on request, once for a process and its children.
-static bool allowed() {
-    constexpr long ask = 0x1023, tile_data = 18;
-    return syscall(SYS_arch_prctl, ask, tile_data) == 0;
-}
-
-template <int T>
-static inline void load(const void* from, long stride) {
-    asm volatile("tileloadd (%1,%2,1), %%tmm%c0" ::"i"(T), "r"(from), "r"(stride) : "memory");
-}
-
-template <int T>
-static inline void store(void* to, long stride) {
-    asm volatile("tilestored %%tmm%c0, (%1,%2,1)" ::"i"(T), "r"(to), "r"(stride) : "memory");
-}
-
-template <int T>
-static inline void zero() {
-    asm volatile("tilezero %%tmm%c0" ::"i"(T));
-}
+using tiles::load;
+using tiles::store;
+using tiles::zero;
 
 template <int SUM>
 static inline void multiply_add() {
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(SUM), "i"(WEIGHTS), "i"(X));
 }
 
-// A thread's tiles, for as long as it works on one run of panels.
-struct Tiles {
-    explicit Tiles(long width) {
-        struct alignas(64) {
-            uint8_t palette = 1, start_row = 0, reserved[14] = {};
-            uint16_t row_bytes[16] = {};
-            uint8_t rows[16] = {};
-        } shape;
-        for (int t = 0; t < 8; t++) {
-            shape.rows[t] = 16;
-            shape.row_bytes[t] = t == WEIGHTS ? 64 : uint16_t(4 * width);
-        }
-        asm volatile("ldtilecfg %0" ::"m"(shape));
-    }
-    ~Tiles() { asm volatile("tilerelease"); }
-};
+static void shape(tiles::Shapes& shapes, long width) {
+    for (int t = 0; t < 8; t++) shapes.set(t, 16, t == WEIGHTS ? 64 : 4 * width);
+    shapes.use();
+}
 
 // The batch as right factors: groups of nearly equal width, [groups][K / 32][16 pairs of k][width][2].
 struct Batch {
@@ -190,7 +159,8 @@ static void multiply(const float* x, long rows, long depth, const char* packed, 
     const long panels = (outputs + C - 1) / C, width = batch.width;
     const long parts = rows * outputs * depth < ALONE ? 1 : PARTS < panels ? PARTS : panels;
     parallel(parts, [&](long part) {
-        const Tiles tiles(width);
+        tiles::Shapes shapes;
+        shape(shapes, width);
         alignas(64) bf16 room[CHUNK * C * DEEP];
         Sums sums[GROUPS];
         for (long p = panels * part / parts; p < panels * (part + 1) / parts; p++)

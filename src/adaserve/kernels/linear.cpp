@@ -8,11 +8,13 @@
 //     bfloat16  [N / C][K / 2][C][2]     a 32-bit word holds one output's weights for k and k + 1
 //     blocks    [N / C][K / 32] steps of blocks.h; a panel becomes bfloat16 in the second level cache when its turn comes
 //
-// Two more kernels have other bits in their results: amx.h for bfloat16 and blocks, vnni.h for blocks.
+// Two more kernels have other bits in their results: amx.h for bfloat16 and blocks, and for blocks vnni.h, whose bits int8_tiles.h
+// gives faster for many rows.
 #include <cstdlib>
 #include <vector>
 
 #include "amx.h"
+#include "int8_tiles.h"
 #include "vnni.h"
 
 #if defined(__linux__)
@@ -225,7 +227,7 @@ EXPORT void advise_huge(void* p, int64_t bytes) {
 // Whether the processor has the matrix unit of amx.h and the system lets us use it.
 EXPORT int64_t has_amx() {
 #if defined(ADASERVE_AMX)
-    return amx::allowed();
+    return tiles::allowed();
 #else
     return 0;
 #endif
@@ -244,6 +246,15 @@ EXPORT int64_t has_dot() {
 EXPORT int64_t has_vnni() {
 #if defined(ADASERVE_VNNI)
     return 1;
+#else
+    return 0;
+#endif
+}
+
+// Rows of a batch from which on int8_tiles.h multiplies in place of vnni.h; 0 where it never does.
+EXPORT int64_t int8_tile_rows() {
+#if defined(ADASERVE_INT8_TILES)
+    return vnni::by_tiles(vnni::FROM) ? vnni::FROM : 0;
 #else
     return 0;
 #endif
@@ -290,8 +301,17 @@ LINEAR(dot_nibbles, multiply_rounded<Expanded<Nibbles>>)
 LINEAR(dot_bytes, multiply_rounded<Expanded<Bytes>>)
 #endif
 #if defined(ADASERVE_VNNI)
-LINEAR(int8_nibbles, vnni::multiply<vnni::Nibbles>)
-LINEAR(int8_bytes, vnni::multiply<vnni::Bytes>)
+// By vectors for few rows, by tiles for many: the bits are the same.
+template <class Format>
+static void multiply_bytes(const float* x, long rows, long depth, const char* packed, long outputs, const float* bias, float* out) {
+#if defined(ADASERVE_INT8_TILES)
+    if (vnni::by_tiles(rows)) return vnni::multiply_tiles<Format>(x, rows, depth, packed, outputs, bias, out);
+#endif
+    vnni::multiply<Format>(x, rows, depth, packed, outputs, bias, out);
+}
+
+LINEAR(int8_nibbles, multiply_bytes<vnni::Nibbles>)
+LINEAR(int8_bytes, multiply_bytes<vnni::Bytes>)
 #endif
 #if defined(ADASERVE_AMX)
 LINEAR(amx_bf16, amx::multiply<amx::Plain>)

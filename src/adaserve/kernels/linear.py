@@ -19,15 +19,19 @@ from adaserve.kernels.quantized import BLOCK, QuantizedWeight
 class Path(Enum):
     """How the CPU multiplies by bfloat16 weights and by quantised ones, which stand for the bfloat16 values of their blocks.
 
-    AMX: rows are rounded to bfloat16 too, products are exact, sums are float32 in tiles of the processor's matrix unit.
     INT8: for quantised weights alone. Rows are rounded to blocks of 8 bits, products and sums within a block of 32 are exact
-        integers, and float32 fused multiply-adds bring the blocks' scales in, in order of k.
+        integers, and float32 fused multiply-adds bring the blocks' scales in, in order of k. Because sums of integers do not
+        depend on who adds them, many rows may go through the tiles of a matrix unit: the bits stay.
+    AMX: rows are rounded to bfloat16 too, products are exact, sums are float32 in tiles of the processor's matrix unit.
     DOT: rows are rounded to bfloat16; every output is one chain of the processor's steps over pairs of k, in order.
     FMA: rows stay float32; every output is one chain of fused multiply-adds in order of k.
+
+    One path takes all batches, for their bits differ. INT8 comes before AMX because decoding is few rows, where reading and
+    expanding blocks is what costs: at one row it takes 0.6 of AMX's time, at 16 as much, from 64 on 1.4 times (docs/log.md).
     """
 
-    AMX = "amx"
     INT8 = "int8"
+    AMX = "amx"
     DOT = "dot"
     FMA = "fma"
 
@@ -37,7 +41,7 @@ CHOICE = "ADASERVE_PRODUCTS"
 
 
 def available_paths() -> list[Path]:
-    """The paths that this machine has, fastest first; none without native kernels."""
+    """The paths that this machine has, best first; none without native kernels."""
     kernels = native.library("linear")
     if kernels is None:
         return []
@@ -46,9 +50,9 @@ def available_paths() -> list[Path]:
 
 
 def choose(path: Path | None, *, quantised: bool) -> Path | None:
-    """The path for such weights: the one asked for, here or in the environment, or the fastest; None without native kernels.
+    """The path for such weights: the one asked for, here or in the environment, or the best; None without native kernels.
 
-    INT8 asked for means for quantised weights, and the fastest other one for the rest. Raises ValueError for a path that this
+    INT8 asked for means for quantised weights, and the best other one for the rest. Raises ValueError for a path that this
     machine does not have or that is none.
     """
     paths = available_paths()
@@ -70,6 +74,12 @@ def _from_environment() -> Path | None:
     return Path(name)
 
 
+def tile_rows() -> int:
+    """Rows of a batch from which on INT8 goes through the matrix unit's tiles on this machine; 0 where it never does."""
+    kernels = native.library("linear")
+    return 0 if kernels is None else kernels.int8_tile_rows()
+
+
 def products_status() -> str:
     """One line that says how products are computed here."""
     quantised, plain = choose(None, quantised=True), choose(None, quantised=False)
@@ -78,9 +88,9 @@ def products_status() -> str:
     kernels = native.library("linear")
     assert kernels is not None, "there is a path"
     kernels.instructions.restype = ctypes.c_char_p
-    return (
-        f"{quantised.value} for quantised weights, {plain.value} for bfloat16, fma for float32; {kernels.instructions().decode()}"
-    )
+    tiles = f" (in tiles from {tile_rows()} rows on)" if quantised is Path.INT8 and tile_rows() else ""
+    vectors = kernels.instructions().decode()
+    return f"{quantised.value} for quantised weights{tiles}, {plain.value} for bfloat16, fma for float32; {vectors}"
 
 
 def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

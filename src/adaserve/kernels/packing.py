@@ -1,7 +1,7 @@
 """How weights lie in memory for the native matrix products: panels of C outputs, cut along K.
 
 Every layout is an array [P, T, C, D] or made of such arrays: P panels of C outputs each, T steps of D values along K, zeros where
-a matrix ends before its last panel or step. linear.cpp, amx.h, blocks.h and vnni.h read them.
+a matrix ends before its last panel or step. linear.cpp, amx.h, blocks.h, vnni.h and int8_tiles.h read them.
 """
 
 import torch

@@ -5,7 +5,8 @@
 //
 // The sums of products of codes are integers, so exact in any order; the blocks follow one another in order of k. So a row's
 // result does not depend on its batch. Four products a lane and instruction, and weights need no more than a shift and a mask
-// to be factors: this is as near to the memory's speed as a few rows come, and the fastest for many.
+// to be factors: this is as near to the memory's speed as a few rows come, and the fastest for many without a matrix unit
+// (int8_tiles.h).
 //
 // Packed weights: panels of 16 outputs, one a lane; of each all scales, then all codes:
 //     Nibbles   [K / 32][scale 16 | offset 16] float16, [K / 32][4][16][4] bytes: k and k + 16 in the low and the high half
@@ -51,29 +52,49 @@ struct Bytes {
     }
 };
 
-// The rows as factors. `sum` is scale * sum of codes, by which offsets are multiplied; `minus`, -128 * sum of codes, takes back
-// the 128 that was added to the codes of bytes.
+// What a block of a row has beside its codes: `sum` is scale * sum of codes, by which offsets are multiplied; `minus`, -128 * sum
+// of codes, takes back the 128 that was added to the codes of bytes.
+struct Side {
+    float scale;
+    float sum;
+    int32_t minus;
+};
+
+// Some rows as factors: the block of row r at step s is number r * row + s * step.
+struct Rows {
+    const int8_t* code;  // 32 a block
+    const Side* side;
+    long row, step;
+};
+
+// The rows of a batch, in groups of `height` whose blocks of one step lie together: [rows / height][steps][height] blocks.
 struct Batch {
-    struct Side {
-        float scale;
-        float sum;
-        int32_t minus;
-    };
+    long height, steps;
+    int8_t* code;
+    Side* side;
 
-    long rows, steps;
-    int8_t* code;  // [rows][steps][32]
-    Side* side;    // [rows][steps]
-
-    Batch(const float* x, long rows, long depth) : rows(rows), steps(depth / DEPTH) {
+    Batch(const float* x, long rows, long depth, long height) : height(height), steps(depth / DEPTH) {
         static thread_local std::vector<int8_t> codes;  // both grow to the largest batch
         static thread_local std::vector<Side> sides;
-        if (codes.size() < size_t(rows * depth)) codes.resize(rows * depth);
-        if (sides.size() < size_t(rows * steps)) sides.resize(rows * steps);
+        const size_t blocks = (rows + height - 1) / height * height * steps;
+        if (codes.size() < blocks * DEPTH) codes.resize(blocks * DEPTH);
+        if (sides.size() < blocks) sides.resize(blocks);
         code = codes.data();
         side = sides.data();
         parallel_runs(rows, rows * depth > (1 << 14) ? PARTS : 1, [&](long r) {
-            for (long s = 0; s < steps; s++) round(x + r * depth + s * DEPTH, code + r * depth + s * DEPTH, side[r * steps + s]);
+            for (long s = 0; s < steps; s++) {
+                const long block = number(r, s);
+                round(x + r * depth + s * DEPTH, code + block * DEPTH, side[block]);
+            }
         });
+    }
+
+    long number(long row, long step) const { return (row / height * steps + step) * height + row % height; }
+
+    // From row `first` on: all, or what is left of its group where groups have more than one.
+    Rows from(long first) const {
+        const long block = number(first, 0);
+        return {code + block * DEPTH, side + block, height == 1 ? steps : 1, height};
     }
 
     // Called with 32 numbers of a row.
@@ -93,10 +114,16 @@ struct Batch {
     }
 };
 
+// By the instruction itself, which broadcasts from memory for nothing: the compiler makes two of it.
+static inline __m512i multiply_add(__m512i sum, __m512i w, const int8_t* four) {
+    typedef int32_t __attribute__((may_alias, aligned(1))) Four;
+    asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(w), "m"(*(const Four*)four));
+    return sum;
+}
+
 // R rows times one panel: `total` of every row in a register through all of k.
 template <class Format, int R>
-static void tile(const int8_t* code, const Batch::Side* side, long steps, const char* head, const char* codes, __mmask16 valid,
-                 __m512 bias, float* out, long stride) {
+static void tile(Rows x, long steps, const char* head, const char* codes, __mmask16 valid, __m512 bias, float* out, long stride) {
     __m512 total[R];
     UNROLL for (int r = 0; r < R; r++) total[r] = bias;
     for (long s = 0; s < steps; s++) {
@@ -106,14 +133,11 @@ static void tile(const int8_t* code, const Batch::Side* side, long steps, const 
         const __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)head));
         const __m512 offset = Format::OFFSET ? _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)(head + 32))) : scale;
         UNROLL for (int r = 0; r < R; r++) {
-            const int8_t* q = code + (r * steps + s) * DEPTH;
-            const Batch::Side& of = side[r * steps + s];
+            const long block = r * x.row + s * x.step;
+            const int8_t* q = x.code + block * DEPTH;
+            const Side& of = x.side[block];
             __m512i sum = Format::OFFSET ? _mm512_setzero_si512() : _mm512_set1_epi32(of.minus);
-            UNROLL for (int g = 0; g < 8; g++) {
-                int32_t four;
-                std::memcpy(&four, q + 4 * g, 4);
-                sum = _mm512_dpbusd_epi32(sum, w[g], _mm512_set1_epi32(four));
-            }
+            UNROLL for (int g = 0; g < 8; g++) sum = multiply_add(sum, w[g], q + 4 * g);
             total[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_mul_ps(scale, _mm512_set1_ps(of.scale)), total[r]);
             if (Format::OFFSET) total[r] = _mm512_fmadd_ps(offset, _mm512_set1_ps(of.sum), total[r]);
         }
@@ -124,11 +148,11 @@ static void tile(const int8_t* code, const Batch::Side* side, long steps, const 
 }
 
 template <class Format>
-static void rows_times_panel(long rows, const int8_t* code, const Batch::Side* side, long steps, const char* head, const char* codes,
-                             __mmask16 valid, __m512 bias, float* out, long stride) {
+static void rows_times_panel(long rows, Rows x, long steps, const char* head, const char* codes, __mmask16 valid, __m512 bias,
+                             float* out, long stride) {
     switch (rows) {
 #define CASE(R) \
-    case R: return tile<Format, R>(code, side, steps, head, codes, valid, bias, out, stride);
+    case R: return tile<Format, R>(x, steps, head, codes, valid, bias, out, stride);
         CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
 #undef CASE
     }
@@ -137,7 +161,7 @@ static void rows_times_panel(long rows, const int8_t* code, const Batch::Side* s
 template <class Format>
 static void multiply(const float* x, long rows, long depth, const char* packed, long outputs, const float* bias, float* out) {
     if (rows == 0) return;
-    const Batch batch(x, rows, depth);
+    const Batch batch(x, rows, depth, 1);
     const long steps = batch.steps, panels = (outputs + W - 1) / W, tiles = (rows + HEIGHT - 1) / HEIGHT;
     const long heads = (steps * Format::HEAD + 63) / 64 * 64, bytes = heads + steps * Format::CODES;
     const long runs = (panels + SHARED - 1) / SHARED;
@@ -149,8 +173,8 @@ static void multiply(const float* x, long rows, long depth, const char* packed, 
                 const char* head = packed + p * bytes;
                 const __mmask16 valid = outputs - p * W >= W ? 0xffff : __mmask16((1u << (outputs - p * W)) - 1);
                 const __m512 from = bias ? _mm512_maskz_loadu_ps(valid, bias + p * W) : _mm512_setzero_ps();
-                rows_times_panel<Format>(high - low, batch.code + low * depth, batch.side + low * steps, steps, head, head + heads, valid,
-                                         from, out + low * outputs + p * W, outputs);
+                rows_times_panel<Format>(high - low, batch.from(low), steps, head, head + heads, valid, from, out + low * outputs + p * W,
+                                         outputs);
             }
         }
     });
