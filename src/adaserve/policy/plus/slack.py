@@ -48,14 +48,12 @@ def best_chunk(costs: Sequence[float], strained: Iterable[tuple[float, float]], 
     costs: seconds that 0, 1, ... prompt rows add to the step. strained: for each running request the seconds that it can bear,
     and what it counts if they are exceeded. row_worth: what a row counts.
     """
-    order = sorted(strained)
+    order = sorted((max(seconds, 0.0), share) for seconds, share in strained)  # who is behind may be favoured and catch up
     best, found, late, at = 0.0, 0, 0.0, 0
     for rows, cost in enumerate(costs):
         while at < len(order) and order[at][0] < cost:
             late += order[at][1]
             at += 1
-        if rows == 0:
-            late = 0.0  # who bears nothing is no better off without prompts
         surplus = row_worth * rows - late
         if surplus >= best:
             best, found = surplus, rows
