@@ -1,21 +1,24 @@
 """The scheduling of `adaserve+`: slack, lost requests, and drafts that do not pay."""
 
 from dataclasses import fields, replace
+from itertools import accumulate
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from adaserve.errors import InvalidConfig
 from adaserve.executor.acceptance import Recording
 from adaserve.latency import LatencyModel, Profile
-from adaserve.metrics import summarize
+from adaserve.metrics import TTFT_LIMIT_PER_BASELINE, summarize
 from adaserve.padding import Unpadded
 from adaserve.policy.adaptive import Constants
 from adaserve.policy.library import make_policy
 from adaserve.policy.plus.assembly import make_plus
 from adaserve.policy.plus.parts import PlusConstants, PlusParts
 from adaserve.policy.plus.scheduling import PlusScheduling
-from adaserve.policy.plus.slack import allowed, first_token_due, is_lost, rows_due
+from adaserve.policy.plus.slack import bearable, best_chunk, first_token_due, is_lost, waited
 from adaserve.policy.policy import Demand, Scene
 from adaserve.request import FinishReason, Request, SamplingParams, Targets
 from adaserve.simulate import Machine, simulate
@@ -49,13 +52,38 @@ def test_added_rows_cost_what_prediction_says(rows: int) -> None:
         assert 2.0 * seconds == pytest.approx(expected, abs=1e-12)
 
 
-def test_the_time_allowed_is_the_time_until_late() -> None:
-    """20 tokens at 10 ms, 150 ms gone, two to come of the step: 220 - 150 ms. Time that can be won back lends a quarter."""
-    state = decoding("a", produced=21, tpot=0.010)
-    assert allowed(state, 0.150, 2.0, 1.0, usual=0.010) == pytest.approx(0.070)
-    more = allowed(state, 0.150, 2.0, 1.0, usual=0.006)
-    assert more == pytest.approx(0.070 + 0.25 * state.remaining * 0.004) if state.remaining > 0 else True
-    assert allowed(decoding("b"), 1.0, 1.0, 1.0, 0.01) is None
+def test_steps_that_a_request_can_just_bear_end_on_its_target() -> None:
+    """Eight tokens, five to come, 20 ms gone of 70: 50 ms for five tokens, so 20 ms for a step that gains two."""
+    state = decoding("a", produced=3, tpot=0.010)
+    assert bearable(state, 0.020, 2.0, 1.0) == pytest.approx(0.020)
+    late = bearable(state, 0.080, 2.0, 1.0)
+    assert late is not None and late < 0
+    assert bearable(decoding("b"), 1.0, 1.0, 1.0) is None
+
+
+@given(st.integers(1, 7), st.floats(0.0, 0.06), st.floats(1.0, 4.0))
+def test_who_bears_the_steps_there_are_attains(produced: int, now: float, gain: float) -> None:
+    state = decoding("a", produced=produced, tpot=0.010)
+    seconds = bearable(state, now, gain, 1.0)
+    assert seconds is not None
+    assert now + state.remaining / gain * seconds == pytest.approx(0.010 * (state.produced - 1 + state.remaining))
+
+
+@given(
+    st.lists(st.floats(0.0, 1.0), max_size=30),
+    st.lists(st.tuples(st.floats(-5.0, 20.0), st.floats(0.0, 1.0)), max_size=8),
+    st.floats(0.0, 0.5),
+)
+def test_a_chunk_brings_most_in_time_of_all_sizes(steps: list[float], strained: list[tuple[float, float]], worth: float) -> None:
+    costs = [0.0, *accumulate(steps)]
+
+    def surplus(rows: int) -> float:
+        return worth * rows - sum(share for most, share in strained if max(most, 0.0) < costs[rows])
+
+    found = best_chunk(costs, strained, worth)
+    assert all(surplus(found) >= surplus(rows) - 1e-9 for rows in range(len(costs)))
+    calm = best_chunk(costs, strained, 0.0)  # no first token presses: as much as nobody feels
+    assert all(share < 1e-9 or max(most, 0.0) >= costs[calm] for most, share in strained)
 
 
 def test_lost_is_who_cannot_make_it_at_the_best_pace() -> None:
@@ -66,13 +94,27 @@ def test_lost_is_who_cannot_make_it_at_the_best_pace() -> None:
     assert not is_lost(decoding("b", produced=3), 9.9, 0.005)
 
 
-def test_first_tokens_press_before_they_are_late() -> None:
+def test_first_tokens_press_more_and_more_until_they_are_late() -> None:
     baseline = 0.003  # nobody waits more than a second
     early, late = waiting("a", prompt=30, arrived=0.0), waiting("b", prompt=50, arrived=-5.0)
     assert first_token_due(early, baseline) == pytest.approx(1.0)
-    assert rows_due([early], 0.1, baseline, 0.5) == pytest.approx(30 / 0.4)
-    assert rows_due([late], 0.1, baseline, 0.5) == 0.0
-    assert rows_due([early], 0.9, baseline, 0.5) > rows_due([early], 0.1, baseline, 0.5)
+    assert [waited([early, late], now, baseline) for now in (0.0, 0.1, 0.9)] == pytest.approx([0.0, 0.1, 0.9])
+    assert waited([late], 0.1, baseline) == waited([], 0.1, baseline) == 0.0
+
+
+def test_prompts_that_press_are_read_at_a_running_requests_expense() -> None:
+    """Two tight requests run: prompts take what these can bear, and when the time of first tokens is nearly up, more."""
+    rows = {}
+    latency = LatencyModel(PROFILE)
+    limit = TTFT_LIMIT_PER_BASELINE * latency.baseline
+    for used in (0.0, 0.9):
+        now = 0.035
+        tight = [decoding(f"{i}", produced=4, tpot=0.0092) for i in range(2)]
+        backlog = [waiting("b", prompt=10, arrived=now - used * limit) for _ in range(12)]
+        scene = Scene(now, tight, backlog, 0, latency, Unpadded())
+        rows[used] = make_plus("p", PAPER, PlusParts(), PlusConstants(prompt_stretch=9.0)).scheduling.share(Demand(2, 120, scene))
+    assert not rows[0.9].spared
+    assert rows[0.9].prompt_rows > 2 * rows[0.0].prompt_rows > 0
 
 
 def test_drafts_that_are_never_accepted_are_given_up() -> None:

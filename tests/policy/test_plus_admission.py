@@ -27,8 +27,8 @@ def arrival(name: str, at: float, ttft: float | None = None) -> RequestState:
     return RequestState(replace(state.request, targets=Targets(ttft=ttft)), state.tokens)
 
 
-def line(states: list[RequestState], share: float = 0.5) -> DueQueue:
-    queue = DueQueue(BASELINE, share, 1000)
+def line(states: list[RequestState], margin: float = 1.0) -> DueQueue:
+    queue = DueQueue(BASELINE, margin, 1000)
     for state in states:
         queue.push(state)
     return queue
@@ -55,7 +55,27 @@ def test_a_stated_target_comes_earlier() -> None:
 
 def test_the_late_wait_behind_those_in_time() -> None:
     states = [arrival("late", 0.0), arrival("later", 0.1), arrival("in time", 0.5)]
-    assert drained(line(states), 0.7) == ["in time", "late", "later"]
+    assert drained(line(states), 1.2) == ["in time", "late", "later"]
+
+
+def test_who_cannot_be_read_in_time_any_more_waits_behind_the_others() -> None:
+    """Reading was seen to take 0.1 s a row: three rows take 0.3 s, and with a margin of two 0.6 s."""
+    for margin, expected in ((1.0, ["a", "b"]), (2.0, ["b", "a"])):
+        queue = line([waiting("first", 3, arrived=0.0)], margin)
+        for at in range(60):  # until it is learned
+            state = queue.first(float(at))
+            assert state is not None
+            queue.take(state)
+            state.slot = 0
+            state.decoding_since = at + 0.3
+            assert queue.first(at + 0.5) is None
+            queue.push(waiting("next", 3, arrived=float(at)))
+        last = queue.first(60.0)
+        assert last is not None
+        queue.drop(last)
+        queue.push(waiting("a", 3, arrived=60.5))
+        queue.push(waiting("b", 3, arrived=60.9))
+        assert drained(queue, 61.0) == expected
 
 
 @pytest.mark.parametrize("decoding_since", [None, 9.95], ids=["others never end", "others always come back"])
@@ -94,7 +114,7 @@ def test_the_queue_holds_what_was_put_in(asked: list[tuple[float, float | None]]
 
 
 def test_nobody_gets_a_slot_while_much_is_to_be_read() -> None:
-    queue = DueQueue(BASELINE, 0.5, 5)
+    queue = DueQueue(BASELINE, 1.0, 5)
     states = [waiting(f"r{i}", 3, arrived=float(i)) for i in range(4)]
     for state in states:
         queue.push(state)

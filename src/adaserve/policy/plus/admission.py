@@ -7,6 +7,8 @@ no longer attain stands behind those who can: else, past capacity, everybody wai
 import math
 from bisect import bisect_right, insort
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 
 from adaserve.policy.discipline import Forecast
 from adaserve.policy.plus.slack import first_token_due
@@ -16,21 +18,36 @@ LATE_TURN = 8
 """Of so many admissions, one is for the request that has been late longest, if there is one: nobody waits for ever."""
 
 
+RATE = 0.1
+"""How far the estimate of what reading takes moves towards what one request's prompt took."""
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """A request that came to a slot at `since`, with `rows` prompt rows to be computed up to and with its own."""
+
+    state: RequestState
+    since: float
+    rows: int
+
+
 class DueQueue:
-    """Admits in order of the latest useful time: who has let it pass waits behind the others.
+    """Admits in order of when first tokens are due: who cannot be in time any more waits behind the others.
 
     Nobody comes to a slot while those who did have `reading_rows` prompt tokens yet to compute: what order there is among those
     who wait is lost on those who have slots.
 
-    baseline: seconds per token, to which the longest wait of all refers. wait_share: share of the time that a request may wait
-    for its first token in which it must come to a slot, for its prompt takes the rest.
+    baseline: seconds per token, to which the longest wait of all refers. margin: how many times as long as reading usually
+    takes a request must have left until its first token is due.
     """
 
-    def __init__(self, baseline: float, wait_share: float, reading_rows: int) -> None:
+    def __init__(self, baseline: float, margin: float, reading_rows: int) -> None:
         self._baseline = baseline
-        self._wait_share = wait_share
+        self._margin = margin
         self._reading_rows = reading_rows
-        self._reading: list[RequestState] = []  # came to slots, and may still have prompts to compute
+        self._reading: list[_Reader] = []  # came to slots, and may still have prompts to compute
+        self._row_seconds = 0.0  # from slot to first token, for each row of the own prompt and of those before it
+        self._now = 0.0
         self._waiting: list[tuple[float, int, RequestState]] = []  # sorted; the number tells equals apart
         self._back = 0
         self._front = 0
@@ -38,18 +55,23 @@ class DueQueue:
 
     def push(self, state: RequestState) -> None:
         self._back += 1
-        insort(self._waiting, (self._latest(state), self._back, state))
+        insort(self._waiting, (self._due(state), self._back, state))
 
     def put_back(self, state: RequestState) -> None:
         self._front -= 1
-        insort(self._waiting, (self._latest(state), self._front, state))
+        insort(self._waiting, (self._due(state), self._front, state))
 
     def first(self, now: float) -> RequestState | None:
-        self._reading = [s for s in self._reading if s.slot is not None and not s.is_decoding]
-        if not self._waiting or sum(len(s.tokens) - s.computed for s in self._reading) >= self._reading_rows:
+        self._now = now
+        unread = self._look_at_readers()
+        if not self._waiting or unread >= self._reading_rows:
             return None
-        begun = bisect_right(self._waiting, -math.inf, key=_latest_of)
-        in_time = bisect_right(self._waiting, now, key=_latest_of)
+        begun = bisect_right(self._waiting, -math.inf, key=_due_of)
+        in_time = bisect_right(self._waiting, now, key=_due_of)
+        for due, _, state in islice(self._waiting, in_time, None):
+            if now + self._reading_time(state, unread) <= due:
+                break
+            in_time += 1
         late_turn = self._taken % LATE_TURN == LATE_TURN - 1 and begun < in_time
         if late_turn:
             return self._waiting[begun][2]
@@ -57,13 +79,32 @@ class DueQueue:
             return self._waiting[0][2]
         return self._waiting[in_time][2]
 
+    def _look_at_readers(self) -> int:
+        """Forget those who read no more, and learn from them how long it took; the rows that the others have to read."""
+        unread, reading = 0, []
+        for reader in self._reading:
+            state = reader.state
+            if state.decoding_since is not None and state.decoding_since > reader.since:
+                self._row_seconds += RATE * ((state.decoding_since - reader.since) / reader.rows - self._row_seconds)
+            elif state.slot is not None and not state.is_decoding:
+                reading.append(reader)
+                unread += len(state.tokens) - state.computed
+        self._reading = reading
+        return unread
+
+    def _reading_time(self, state: RequestState, unread: int) -> float:
+        """How long a request's first token will take from its slot on: prompts that are due by a stated target are read first."""
+        ahead = unread if state.request.targets.ttft is None else 0
+        return self._margin * self._row_seconds * (ahead + len(state.tokens))
+
     def take(self, state: RequestState) -> None:
         self.drop(state)
         self._taken += 1
-        self._reading.append(state)
+        rows = len(state.tokens) + sum(len(r.state.tokens) - r.state.computed for r in self._reading)
+        self._reading.append(_Reader(state, self._now, rows))
 
     def drop(self, state: RequestState) -> None:
-        index = bisect_right(self._waiting, self._latest(state), key=_latest_of) - 1
+        index = bisect_right(self._waiting, self._due(state), key=_due_of) - 1
         while self._waiting[index][2] is not state:
             index -= 1
         del self._waiting[index]
@@ -77,12 +118,9 @@ class DueQueue:
     def __iter__(self) -> Iterator[RequestState]:
         return (state for _, _, state in self._waiting)
 
-    def _latest(self, state: RequestState) -> float:
-        """When it must come to a slot; at once if it has begun to answer, for its next token is what is late."""
-        if state.decoding_since is not None:
-            return -math.inf
-        arrived = state.request.arrived
-        return arrived + self._wait_share * (first_token_due(state, self._baseline) - arrived)
+    def _due(self, state: RequestState) -> float:
+        """When its first token is due; at once if it has begun to answer, for its next token is what is late."""
+        return -math.inf if state.decoding_since is not None else first_token_due(state, self._baseline)
 
 
 def due_first(running: Sequence[RequestState], now: float, forecast: Forecast) -> Sequence[RequestState]:
@@ -98,5 +136,5 @@ def due_first(running: Sequence[RequestState], now: float, forecast: Forecast) -
     return sorted(running, key=due) if any(s.request.targets.ttft is not None for s in running) else running
 
 
-def _latest_of(entry: tuple[float, int, RequestState]) -> float:
+def _due_of(entry: tuple[float, int, RequestState]) -> float:
     return entry[0]

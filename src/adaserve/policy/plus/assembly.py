@@ -31,7 +31,7 @@ def make_plus(
     discipline = FIRST_COME
     if parts.admitting:
         discipline = Discipline(
-            lambda baseline: DueQueue(baseline, constants.slot_share, constants.reading_rows), turns=due_first
+            lambda baseline: DueQueue(baseline, constants.reading_margin, constants.reading_rows), turns=due_first
         )
     most = min(paper.per_request, MAX_NODES)
     return Policy(

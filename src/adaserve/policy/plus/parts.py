@@ -12,7 +12,7 @@ class PlusParts:
     calibrated: f is what acceptance at such probabilities has been, not what the draft says.
     priced: depth and nodes follow from what they cost and bring; otherwise the paper's Eq. 8 and 9 and a fixed budget.
     attaining: the target that a request still can meet is what its tokens are for; otherwise the paper's largest need first.
-    slack_chunks: prompt rows as the running requests' slack allows; otherwise a fixed number.
+    slack_chunks: prompt rows by whom they bring in time and whom they make late; otherwise a fixed number.
     admitting: slots and prompt rows go by when first tokens are due, to those that can still attain first; otherwise by arrival.
     coupled: drafts are ranked by the noise of the target's draws too.
     trees: drafts may be wider than one node a depth; otherwise chains.
@@ -54,9 +54,9 @@ class PlusConstants:
     prompt_rows, idle_prompt_rows: most prompt rows a step, while requests decode and while none does.
     prompt_least: share of the prompt rows of a fixed split, as found for the machine, that are read whatever the slack.
     prompt_stretch: most baselines by which prompt rows may lengthen a step while requests decode.
-    slot_share: share of the time that a request may wait for its first token in which it must get a slot.
+    reading_margin: how many times as long as prompts usually take to be read a request must get its slot before its first token
+        is due.
     reading_rows: prompt tokens yet to compute of those who have slots, from which on nobody else gets one.
-    wait_share: share of the time that a request may wait for its first token after which its prompt should be computed.
     """
 
     pace: float = 0.98
@@ -69,6 +69,5 @@ class PlusConstants:
     prompt_least: float = 0.5
     prompt_stretch: float = 2.0
     idle_prompt_rows: int = 512
-    slot_share: float = 0.75
+    reading_margin: float = 1.3
     reading_rows: int = 2048
-    wait_share: float = 0.5

@@ -1,14 +1,14 @@
 """Scheduling of `adaserve+`: depth, nodes and prompt rows from what they cost and bring in this very step."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 
 from adaserve.padding import most_prompt
 from adaserve.policy.adaptive import AdaptiveScheduling
 from adaserve.policy.plus.calibration import Calibration
 from adaserve.policy.plus.parts import PlusConstants, PlusParts
-from adaserve.policy.plus.slack import allowed, is_lost, rows_due
+from adaserve.policy.plus.slack import bearable, best_chunk, is_lost, waited
 from adaserve.policy.plus.yields import Yields
 from adaserve.policy.policy import Demand, RowShare, Scene
 from adaserve.request import Request, RequestState
@@ -17,10 +17,6 @@ from adaserve.tree import MAX_NODES
 
 READ_ALONG = 64
 """Prompt rows where no prompt waits: what a draft model that is behind may read."""
-
-
-LEAST = 16
-"""Prompt rows a step that first tokens can claim although running requests are behind."""
 
 
 class PlusScheduling:
@@ -166,7 +162,7 @@ class PlusScheduling:
         return deepest
 
     def _prompt_rows(self, scene: Scene, spared: frozenset[str], depth: int, width: int, nodes: int) -> int:
-        """As many prompt rows as pay and leave the running requests on target; a few always, more where first tokens press."""
+        """As many prompt rows as pay, and bring more first tokens in time than they make running requests late; a few always."""
         c = self._constants
         waiting = sum(len(s.tokens) - s.computed for s in scene.backlog)
         if not waiting:
@@ -178,16 +174,22 @@ class PlusScheduling:
         context = sum(len(s.tokens) for s in scene.decoding)
         passes = (len(scene.decoding), *[len(scene.decoding) * width] * (depth - 1)) if depth else ()
         base = scene.latency.predict(StepShape(rows, context, passes))
-        gain = 1 + sum(self._yields.accepted[:depth])
-        limit = self._limit(scene.decoding, spared, scene.now, gain)
-        costs = scene.latency.added(rows, most, 1.0)
-        room = c.prompt_stretch * scene.latency.baseline
-        room = room if limit is None else min(room, limit - base)
-        by_slack = bisect_right(costs, room) - 1
-        least = max(1, round(c.prompt_least * self._paper.constants.prompt_rows))
         by_price = self._worthwhile(scene, min(len(scene.decoding), nodes), most)
-        due = round(rows_due(scene.backlog, scene.now, scene.latency.baseline, c.wait_share) * (base + costs[max(by_slack, 0)]))
-        return min(most, max(min(by_slack, by_price), min(due, LEAST), least))
+        costs = scene.latency.added(rows, by_price, 1.0)
+        fitting = costs[: bisect_right(costs, c.prompt_stretch * scene.latency.baseline)]
+        strained = self._strained(scene, spared, base, 1 + sum(self._yields.accepted[:depth]))
+        # A first token is worth a request when its time is over, and next to nothing while much of it is left. With the square
+        # first tokens come sooner, and near capacity more running requests are late for them.
+        row_worth = waited(scene.backlog, scene.now, scene.latency.baseline) ** 3 * len(scene.backlog) / waiting
+        least = max(1, round(c.prompt_least * self._paper.constants.prompt_rows))
+        return min(most, max(best_chunk(fitting, strained, row_worth), least))
+
+    def _strained(self, scene: Scene, spared: frozenset[str], base: float, gain: float) -> Iterator[tuple[float, float]]:
+        """What each running request can bear beside a step of `base` seconds, and how much of its way the step is."""
+        for state in scene.decoding:
+            most = None if state.request.id in spared else bearable(state, scene.now, gain, self._constants.pace)
+            if most is not None:
+                yield most - base, gain / max(1, state.remaining)
 
     def _worthwhile(self, scene: Scene, nodes: int, most: int) -> int:
         """The number of prompt rows with the largest surplus over what they cost beside the roots and the best `nodes` nodes."""
@@ -197,9 +199,3 @@ class PlusScheduling:
         worth = self._constants.prompt_worth
         prices = scene.latency.added(len(scene.decoding) + nodes, most, token)
         return max(range(most + 1), key=lambda rows: worth * rows - prices[rows])
-
-    def _limit(self, decoding: Sequence[RequestState], spared: frozenset[str], now: float, gain: float) -> float | None:
-        """How long the step may take, by the tightest request that can still attain; None when nobody minds."""
-        aim, usual = self._constants.pace, self._yields.pace or 0.0
-        limits = [t for s in decoding if s.request.id not in spared and (t := allowed(s, now, gain, aim, usual)) is not None]
-        return min(limits, default=None)

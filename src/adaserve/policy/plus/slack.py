@@ -1,25 +1,21 @@
-"""Slack: how long the coming step may take, and which requests cannot attain any more."""
+"""Slack: how long steps may take for whose sake, what first tokens are worth, and which requests cannot attain any more."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from adaserve.metrics import TTFT_LIMIT_PER_BASELINE
 from adaserve.request import RequestState
 
-CREDIT = 0.25
-"""How much of the time that a request can still win back may be spent in advance."""
 
+def bearable(state: RequestState, now: float, gain: float, aim: float) -> float | None:
+    """How long each step may take until a request's end that gains `gain` tokens in it and attains; None without a target.
 
-def allowed(state: RequestState, now: float, gain: float, aim: float, usual: float) -> float | None:
-    """How long the step may take for the sake of a request that gains `gain` tokens in it; None without a target.
-
-    It should be on target afterwards, or be able to make up for the delay: as long as a token usually takes `usual` seconds,
-    less than the `aim` share of its target, each of the tokens still to come wins some time back. CREDIT of that is lent.
+    Whether it attains is settled at its end: who has fallen behind makes up for it over all that is left, not in this step.
     """
     tpot = state.request.targets.tpot
     if tpot is None or state.decoding_since is None:
         return None
-    on_target = aim * tpot * (state.produced - 1 + gain) - (now - state.decoding_since)
-    return on_target + CREDIT * state.remaining * max(0.0, aim * tpot - usual)
+    left = max(1, state.remaining)
+    return gain * (aim * tpot * (state.produced - 1 + left) - (now - state.decoding_since)) / left
 
 
 def is_lost(state: RequestState, now: float, pace: float | None) -> bool:
@@ -38,17 +34,27 @@ def first_token_due(state: RequestState, baseline: float) -> float:
     return state.request.arrived + (limit if ttft is None else min(ttft, limit))
 
 
-def rows_due(backlog: Sequence[RequestState], now: float, baseline: float, wait_share: float) -> float:
-    """Prompt rows a second that bring every first token of the backlog in time, in the order given.
+def waited(backlog: Sequence[RequestState], now: float, baseline: float) -> float:
+    """The largest share, 0 to 1, that a first token of the backlog has used up of its time; who is late anyway presses nobody."""
+    shares = (
+        (now - s.request.arrived) / (due - s.request.arrived) for s in backlog if (due := first_token_due(s, baseline)) > now
+    )
+    return max(0.0, max(shares, default=0.0))
 
-    wait_share: the share of the time allowed at which they should come. Those that come too late anyway press nobody.
+
+def best_chunk(costs: Sequence[float], strained: Iterable[tuple[float, float]], row_worth: float) -> int:
+    """The number of prompt rows that brings most requests in time, less those that it makes late; the larger of equals.
+
+    costs: seconds that 0, 1, ... prompt rows add to the step. strained: for each running request the seconds that it can bear,
+    and what it counts if they are exceeded. row_worth: what a row counts.
     """
-    rows, rate = 0, 0.0
-    for state in backlog:
-        rows += len(state.tokens) - state.computed
-        due = first_token_due(state, baseline)
-        if due <= now:
-            continue
-        aim = state.request.arrived + wait_share * (due - state.request.arrived)
-        rate = max(rate, rows / max(aim - now, 0.1 * (due - now)))
-    return rate
+    order = sorted((max(seconds, 0.0), share) for seconds, share in strained)  # who is behind may be favoured and catch up
+    best, found, late, at = 0.0, 0, 0.0, 0
+    for rows, cost in enumerate(costs):
+        while at < len(order) and order[at][0] < cost:
+            late += order[at][1]
+            at += 1
+        surplus = row_worth * rows - late
+        if surplus >= best:
+            best, found = surplus, rows
+    return found
