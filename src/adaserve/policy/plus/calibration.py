@@ -125,11 +125,16 @@ class Calibration:
 
         candidates: in the host's memory. temperature [n]: at which the requests draw.
         """
-        fields = (x.tolist() for x in (candidates.parent, candidates.depth, candidates.path_prob, candidates.source))
-        return [
-            calibrated(parent, depth, prob, source, _FIRST_ROWS[band(warmth)], self._estimates)
-            for parent, depth, prob, source, warmth in zip(*fields, temperature, strict=True)
-        ]
+        if candidates.path_prob.numel() == 0:
+            return [[] for _ in temperature]
+        return calibrated(
+            candidates.parent.tolist(),
+            candidates.depth.tolist(),
+            candidates.path_prob.tolist(),
+            candidates.source.tolist(),
+            [_FIRST_ROWS[band(t)] for t in temperature],
+            self._estimates,
+        )
 
     def __call__(self, candidates: CandidateTree, temperature: Tensor) -> Tensor:
         """The same in tensors, wherever they are: [n, N] float64. temperature [n] float64."""

@@ -36,52 +36,59 @@ class Estimates:
 
 
 def calibrated(
-    parent: Sequence[int],
-    depth: Sequence[int],
-    prob: Sequence[float],
-    source: Sequence[int],
-    rows: Sequence[Sequence[int]],
+    parents: Sequence[Sequence[int]],
+    depths: Sequence[Sequence[int]],
+    probs: Sequence[Sequence[float]],
+    sources: Sequence[Sequence[int]],
+    tables: Sequence[Sequence[Sequence[int]]],
     estimates: Estimates,
-) -> list[float]:
-    """f of a request's candidates, the product of the estimates along each path, [N]; 0 for padding.
+) -> list[list[float]]:
+    """f of every candidate, the product of the estimates along its path, [n, N]; 0 for padding.
 
-    parent, depth, prob (f as the draft says), source [N]: of a CandidateTree. rows: by source and depth, the row of the table for
-    the first child of its parent; a later one's follows it.
+    parents, depths, probs (f as the draft says), sources [n, N]: of a CandidateTree, N > 0. tables [n]: by source and depth, the
+    row of the table for the first child of its parent; a later one's follows it.
     """
     points, value = estimates.points, estimates.value
     size, last = len(points), len(points) - 1
-    said = [*prob, 1.0]  # a root's children have it above them at -1
-    first: dict[int, float] = {}  # by the parent, its first child's edge; what look-up alone proposed is nobody's sibling
-    edges = []
-    for above, deep, f, by in zip(parent, depth, prob, source, strict=True):
-        if f <= 0.0:
-            edges.append(0.0)
-            continue
-        say = f / said[above]
-        left = bisect_right(points, say, 1, last) - 1
-        below = rows[by][deep] * size + left
-        eldest = first.get(above)
-        later = eldest is not None and by == MODEL
-        if later:
-            below += size
-        low = value[below]  # as Estimates.__call__, without the call
-        edge = low + (value[below + 1] - low) * (say - points[left]) / (points[left + 1] - points[left])
-        if eldest is None:
-            if by != NGRAM:
-                first[above] = edge
-        elif later and eldest < edge:
-            edge = eldest
-        edges.append(edge)
-    return _along_paths(edges, parent) if max(parent, default=-1) >= 0 else edges
+    edges: list[float] = []  # of all requests, one after the other
+    up: list[int] = []  # each one's parent there; -1 for a root
+    for parent, depth, prob, source, rows in zip(parents, depths, probs, sources, tables, strict=True):
+        begin = len(edges)
+        said = [*prob, 1.0]  # a root's children have it above them at -1
+        first: dict[int, float] = {}  # by the parent, its first child's edge; what look-up alone proposed is nobody's sibling
+        for above, deep, f, by in zip(parent, depth, prob, source, strict=True):
+            up.append(begin + above if above >= 0 else -1)
+            if f <= 0.0:
+                edges.append(0.0)
+                continue
+            say = f / said[above]
+            left = bisect_right(points, say, 1, last) - 1
+            below = rows[by][deep] * size + left
+            eldest = first.get(above)
+            later = eldest is not None and by == MODEL
+            if later:
+                below += size
+            low = value[below]  # as Estimates.__call__, without the call
+            edge = low + (value[below + 1] - low) * (say - points[left]) / (points[left + 1] - points[left])
+            if eldest is None:
+                if by != NGRAM:
+                    first[above] = edge
+            elif later and eldest < edge:
+                edge = eldest
+            edges.append(edge)
+    found = _along_paths(edges, up)
+    columns = len(probs[0])
+    return [found[begin : begin + columns] for begin in range(0, len(found), columns)]
 
 
-def _along_paths(edge: Sequence[float], parent: Sequence[int]) -> list[float]:
-    """The product of `edge` [N] from the root to every node; multiplied in the order of its twin in tensors."""
-    prob, up = [*edge, 1.0], [*parent, -1]  # the root stands at the end, and is its own parent
+def _along_paths(edge: list[float], up: list[int]) -> list[float]:
+    """The product of edges from the root to every node; up: each one's parent. Multiplied in the order of its twin in tensors."""
+    prob, up = [*edge, 1.0], [*up, -1]  # the root stands at the end, and is its own parent
     while max(up) >= 0:
         prob = [own * prob[above] for own, above in zip(prob, up, strict=True)]
         up = [up[above] for above in up]
-    return prob[:-1]
+    prob.pop()
+    return prob
 
 
 def largest_surplus(
