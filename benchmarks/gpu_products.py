@@ -4,7 +4,7 @@ A product of few rows reads its weights once, so it takes at least their bytes o
 comes depends on how many bytes it keeps under way.
 
     cublas, lt   torch's two ways to the library
-    ours         what `Linear` does: kernels/triton_linear.py up to 64 rows where it pays
+    ours         what `Linear` does: kernels/triton_linear.py for few rows of large weights
     --search     that kernel divided in every way that fits a processor's memory: outputs, rows, depth, stages, warps, parts of K
 
     python benchmarks/gpu_products.py [--rows 1,16,64,128] [--search]

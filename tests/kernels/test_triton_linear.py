@@ -19,7 +19,7 @@ def kernels():
 
 
 @settings(max_examples=25, deadline=None)
-@given(rows=st.integers(1, 64), tiles=st.sampled_from([1, 3, 67, 101]), blocks=st.integers(1, 9), seed=st.integers(0, 99))
+@given(rows=st.integers(1, 32), tiles=st.sampled_from([1, 3, 67, 101]), blocks=st.integers(1, 9), seed=st.integers(0, 99))
 def test_equals_its_twin(kernels, rows: int, tiles: int, blocks: int, seed: int) -> None:
     """Whatever K is divided into: 67 tiles in three parts, 101 in one, and never an empty part."""
     draw = torch.Generator().manual_seed(seed)
@@ -39,14 +39,14 @@ def test_half_precision_is_summed_in_float32(kernels) -> None:
 
 
 def test_only_what_pays_and_fits_is_taken(kernels) -> None:
-    for sizes in ((1, 7168, 5120), (32, 5120, 27648), (64, 55296, 5120)):
+    for sizes in ((1, 7168, 5120), (32, 5120, 27648)):
         assert kernels.pays(*sizes)
-    for sizes in ((0, 55296, 5120), (65, 55296, 5120), (1, 576, 576), (33, 5120, 27648), (1, 55290, 5120), (1, 55296, 5130)):
+    for sizes in ((0, 55296, 5120), (33, 55296, 5120), (1, 576, 576), (1, 55290, 5120), (1, 55296, 5130)):
         assert not kernels.pays(*sizes)
 
 
 @needs_gpu
-@pytest.mark.parametrize("rows", [1, 7, 16, 17, 32, 40, 64, 65])
+@pytest.mark.parametrize("rows", [1, 7, 16, 17, 32, 33])
 @pytest.mark.parametrize(("outputs", "depth"), [(7168, 5120), (5120, 27648), (55296, 5120)])
 def test_large_products(rows: int, outputs: int, depth: int) -> None:
     """Through Linear, with the sizes of a large model: like the library's, as near the exact product as bfloat16 goes."""

@@ -326,8 +326,8 @@ class DeviceExecutor:
 
 def _most_rows(plan: StepPlan, candidates: CandidateTree, count: int) -> int:
     """Rows that the trees of this step can have at most, by what the host knows; count: requests, padding included."""
-    drafts = len(plan.drafting) - plan.drafting.count(None)  # the others' columns are padding
-    nodes = min(max(plan.limits.nodes, 0), drafts * min(candidates.token.shape[1], MAX_NODES))
+    n, columns = candidates.token.shape
+    nodes = min(max(plan.limits.nodes, 0), n * min(columns, MAX_NODES))
     return GraphPadding().trees(count, 0, nodes)
 
 

@@ -199,7 +199,7 @@ class Linear:
     def prepare(self) -> None:
         """On a GPU, compile all that calls may need, so that no request waits for it; elsewhere there is nothing to do."""
         if self._weight is not None and self._weight.is_cuda:
-            for rows in (1, 17, 33):  # few rows come in tiles of 16, 32 and 64
+            for rows in (1, 17):  # few rows come in tiles of 16 and 32
                 self(self._weight.new_zeros(rows, self.in_features))
 
     def __call__(self, x: Tensor) -> Tensor:
