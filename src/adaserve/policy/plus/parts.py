@@ -53,6 +53,8 @@ class PlusConstants:
     prompt_worth: of a prompt row, in tokens.
     prompt_rows, idle_prompt_rows: most prompt rows a step, while requests decode and while none does.
     prompt_least: share of the prompt rows of a fixed split, as found for the machine, that are read whatever the slack.
+    patience: a first token that has used up the share s of its time is worth s to this power of a request. With less of it first
+        tokens come sooner, and near capacity more running requests are late for them.
     prompt_stretch: most baselines by which prompt rows may lengthen a step while requests decode.
     reading_margin: how many times as long as prompts usually take to be read a request must get its slot before its first token
         is due.
@@ -67,6 +69,7 @@ class PlusConstants:
     prompt_worth: float = 0.5
     prompt_rows: int = 256
     prompt_least: float = 0.5
+    patience: float = 5.0
     prompt_stretch: float = 2.0
     idle_prompt_rows: int = 512
     reading_margin: float = 1.3

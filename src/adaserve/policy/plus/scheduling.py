@@ -178,9 +178,7 @@ class PlusScheduling:
         costs = scene.latency.added(rows, by_price, 1.0)
         fitting = costs[: bisect_right(costs, c.prompt_stretch * scene.latency.baseline)]
         strained = self._strained(scene, spared, base, 1 + sum(self._yields.accepted[:depth]))
-        # A first token is worth a request when its time is over, and next to nothing while much of it is left. With the square
-        # first tokens come sooner, and near capacity more running requests are late for them.
-        row_worth = waited(scene.backlog, scene.now, scene.latency.baseline) ** 3 * len(scene.backlog) / waiting
+        row_worth = waited(scene.backlog, scene.now, scene.latency.baseline) ** c.patience * len(scene.backlog) / waiting
         least = max(1, round(c.prompt_least * self._paper.constants.prompt_rows))
         return min(most, max(best_chunk(fitting, strained, row_worth), least))
 

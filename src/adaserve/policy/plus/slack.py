@@ -7,15 +7,17 @@ from adaserve.request import RequestState
 
 
 def bearable(state: RequestState, now: float, gain: float, aim: float) -> float | None:
-    """How long each step may take until a request's end that gains `gain` tokens in it and attains; None without a target.
+    """How long a step may take for the sake of a request that gains `gain` tokens in it; None without a target.
 
-    Whether it attains is settled at its end: who has fallen behind makes up for it over all that is left, not in this step.
+    Either it is on target after the step, or it attains if every step until its end takes as long: whether it attains is settled
+    there, so who has fallen behind makes up for it over all that is left.
     """
     tpot = state.request.targets.tpot
     if tpot is None or state.decoding_since is None:
         return None
-    left = max(1, state.remaining)
-    return gain * (aim * tpot * (state.produced - 1 + left) - (now - state.decoding_since)) / left
+    pace, spent, left = aim * tpot, now - state.decoding_since, max(1, state.remaining)
+    ahead = pace * (state.produced - 1) - spent
+    return gain * pace + max(ahead, gain * ahead / left)
 
 
 def is_lost(state: RequestState, now: float, pace: float | None) -> bool:
