@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaserve.executor.profiler import never_falling
+from adaserve.executor.profiler import least, never_falling
 
 curves = st.dictionaries(st.integers(1, 512), st.floats(1e-4, 1.0), min_size=1)
 
@@ -26,3 +26,16 @@ def test_a_curve_that_rises_stays_as_it_is(curve: dict[int, float]) -> None:
 
 def test_one_disturbed_measurement_is_told() -> None:
     assert never_falling({4: 9.8, 8: 21.7, 12: 11.6}) == {4: 9.8, 8: 11.6, 12: 11.6}
+
+
+@given(curves, st.lists(st.floats(1.0, 5.0), min_size=3, max_size=3), st.integers(0, 511))
+def test_a_slow_phase_that_spares_one_round_leaves_no_trace(curve: dict[int, float], slowed: list[float], begins: int) -> None:
+    """Whenever it begins and ends, as long as one round was quiet: the curve is that of the quiet machine."""
+    quiet = dict(sorted(curve.items()))
+    rounds = [
+        {rows: t * (slowed[0] if rows >= begins else 1.0) for rows, t in quiet.items()},
+        {rows: t * slowed[1] for rows, t in quiet.items()},
+        quiet,
+    ]
+    assert least(rounds) == quiet
+    assert least([{1: 2.0, 2: 3.0}, {1: 1.0}]) == {1: 1.0, 2: 3.0}

@@ -5,8 +5,9 @@ step and the draw are inside the measured phases, as they are when serving.
 """
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median, pstdev
 
 import torch
@@ -24,7 +25,11 @@ DRAFT_ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 SHORT, LONG = 64, 448
 CROWD = 32
 """Requests whose contexts are compared: so many that reading them is limited by memory, as it is when a batch is full."""
-REPEATS = 7
+ROUNDS = 3
+"""All is measured so often, and the least that came counts: somebody else's work slows a machine for seconds or minutes, and a
+curve of which one half was measured meanwhile would say that more rows cost what they do not."""
+REPEATS = 3
+"""Steps of a round."""
 WARM_UP = 2
 """Steps not counted; the first of them places the requests."""
 
@@ -74,6 +79,22 @@ class Profiler:
 
     def curves(self, progress: Callable[[str], None]) -> Curves:
         """Measure everything; `progress` hears a line now and then."""
+        rounds = [self._round(partial(_tell, progress, number)) for number in range(1, ROUNDS + 1)]
+        verify, draft = (never_falling(least([getattr(r, name) for r in rounds])) for name in ("verify", "draft"))
+        slope, draft_slope = median(r.attention for r in rounds), median(r.draft_attention for r in rounds)
+        short = min(SHORT, self._length // 4)
+        # The curves are for no context at all; what the short one cost comes off, but never more than half.
+        return Curves(
+            verify={rows: max(t - slope * short * min(rows, self._slots), t / 2) for rows, t in verify.items()},
+            attention=slope,
+            draft={rows: max(t - draft_slope * short * rows, t / 2) for rows, t in draft.items()},
+            draft_attention=draft_slope,
+            overhead=min(r.overhead for r in rounds),
+            spread=median(r.spread for r in rounds),
+        )
+
+    def _round(self, progress: Callable[[str], None]) -> Curves:
+        """Measure everything once, as it comes: the curves include what the short context costs."""
         short, long = min(SHORT, self._length // 4), min(LONG, self._length // 2)
         verify: dict[int, float] = {}
         spreads: list[float] = []
@@ -107,15 +128,7 @@ class Profiler:
                 long,
                 lambda context: median(o.times.speculate for o in self._time(requests, context, rows=requests, draft=True)),
             )
-        # The curves are for no context at all; what the short one cost comes off, but never more than half.
-        return Curves(
-            verify={rows: max(t - slope * short * min(rows, self._slots), t / 2) for rows, t in never_falling(verify).items()},
-            attention=slope,
-            draft={rows: max(t - draft_slope * short * rows, t / 2) for rows, t in never_falling(draft).items()},
-            draft_attention=draft_slope,
-            overhead=overhead,
-            spread=median(spreads),
-        )
+        return Curves(verify, slope, draft, draft_slope, overhead, median(spreads))
 
     def _fitting(self, context: int) -> int:
         """How many requests of this context the pages hold."""
@@ -177,6 +190,17 @@ class Profiler:
             path_prob=torch.where(real, 0.5, 0.0).double(),
             source=torch.zeros(shape, dtype=torch.int64, device=self._device),
         )
+
+
+def _tell(progress: Callable[[str], None], number: int, line: str) -> None:
+    progress(f"{line} (round {number} of {ROUNDS})")
+
+
+def least(curves: Sequence[Mapping[int, float]]) -> dict[int, float]:
+    """The least time by rows, of curves that need not reach equally far; of rows that not all of them have, what there is."""
+    return {
+        rows: min(curve[rows] for curve in curves if rows in curve) for rows in sorted({r for curve in curves for r in curve})
+    }
 
 
 def never_falling(curve: Mapping[int, float]) -> dict[int, float]:
