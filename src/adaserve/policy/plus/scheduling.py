@@ -1,8 +1,8 @@
 """Scheduling of `adaserve+`: depth, nodes and prompt rows from what they cost and bring in this very step."""
 
 from bisect import bisect_right
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from adaserve.padding import most_prompt
 from adaserve.policy.adaptive import AdaptiveScheduling
@@ -17,6 +17,24 @@ from adaserve.tree import MAX_NODES
 
 READ_ALONG = 64
 """Prompt rows where no prompt waits: what a draft model that is behind may read."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A step that could be made: expected tokens of all requests, and how long it takes."""
+
+    tokens: float
+    seconds: float
+
+
+def best_depth(offers: Sequence[Offer], worth: float | None) -> int:
+    """The depth with the largest surplus of tokens over what the time is worth; offers: by depth, plain decoding first.
+
+    worth: seconds a token; None for what plain decoding takes. Of equals the least.
+    """
+    plain = offers[0]
+    unit = worth or plain.seconds / max(1.0, plain.tokens)
+    return max(range(len(offers)), key=lambda k: offers[k].tokens - offers[k].seconds / unit)
 
 
 class PlusScheduling:
@@ -59,10 +77,12 @@ class PlusScheduling:
         spared = self._spared(scene) if self._parts.attaining else frozenset()
         aim = self._constants.pace if self._parts.attaining else 1.0
         drafting = sum(s.request.id not in spared for s in scene.decoding)
-        depth, width = fixed.depth, fixed.width
+        depth, width, worth = fixed.depth, fixed.width, None
         if self._parts.priced:
             width = self._width(drafting) if self._paper.fixed_width is None else width
-            depth = self._depth(scene, drafting, width) if self._paper.fixed_depth is None else depth
+            offers = self._offers(scene, drafting, width)
+            worth = self._worth(scene, offers)
+            depth = best_depth(offers, worth) if self._paper.fixed_depth is None else depth
             nodes = round(drafting * sum(self._yields.nodes[:depth]))
         else:
             nodes = max(0, fixed.budget - demand.decoding - min(fixed.prompt_rows, demand.prompt))
@@ -83,7 +103,7 @@ class PlusScheduling:
             nodes=nodes,
             pace=aim,
             spared=spared,
-            token_price=self._yields.seconds_per_token,
+            token_price=worth,
         )
 
     def hopeless(self, request: Request, scene: Scene) -> bool:
@@ -139,27 +159,29 @@ class PlusScheduling:
             best = min(best, scene.latency.predict(StepShape(computed, context, (1,) * (k + 1))) / gain)
         return best
 
-    def _depth(self, scene: Scene, drafting: int, width: int) -> int:
-        """The depth with the largest surplus of tokens over what they cost."""
-        if not drafting:
-            return 0
+    def _offers(self, scene: Scene, drafting: int, width: int) -> list[Offer]:
+        """What plain decoding and every depth of drafts are expected to bring, beside a prompt chunk if prompts wait."""
         latency, n, trees = scene.latency, len(scene.decoding), scene.padding.trees
         prompt = min(sum(len(s.tokens) - s.computed for s in scene.backlog), 64)
-        plain = latency.predict(StepShape(trees(n, 0, 0) + prompt, 0))
-        worth = self._yields.seconds_per_token or plain / max(1, n)
-        gain = nodes = 0.0
-        best, deepest = 0.0, 0
+        found = [Offer(n, latency.predict(StepShape(trees(n, 0, 0) + prompt, 0)))]
+        tokens, nodes = float(n), 0.0
         passes: list[int] = []
-        for k in range(self.deepest):
-            gain += drafting * self._yields.accepted[k]
+        for k in range(self.deepest if drafting else 0):
+            tokens += drafting * self._yields.accepted[k]
             nodes += drafting * self._yields.nodes[k]
             passes.append(drafting * (width if k else 1))
             computed = trees(n, round(nodes), round(nodes)) + prompt
-            cost = latency.predict(StepShape(computed, 0, tuple(passes))) - plain
-            surplus = gain - cost / worth
-            if surplus > best:
-                best, deepest = surplus, k + 1
-        return deepest
+            found.append(Offer(tokens, latency.predict(StepShape(computed, 0, tuple(passes)))))
+        return found
+
+    def _worth(self, scene: Scene, offers: Sequence[Offer]) -> float | None:
+        """Seconds that a token is worth: as many as one took of late, for as much could be had of them elsewhere.
+
+        Where nobody waits there is no elsewhere, and what was cheap in the last crowd is no measure: it is what one takes now.
+        """
+        if scene.backlog or scene.waiting or not scene.decoding:
+            return self._yields.seconds_per_token
+        return min(offer.seconds / offer.tokens for offer in offers)
 
     def _prompt_rows(self, scene: Scene, spared: frozenset[str], depth: int, width: int, nodes: int) -> int:
         """As many prompt rows as pay, and bring more first tokens in time than they make running requests late; a few always."""
