@@ -1,7 +1,7 @@
 # Everything a fresh machine needs is Python 3.11 or later, and make. `make help` lists the targets.
 
 PYTHON ?= python3
-# Arguments of the demo, for example: make demo ARGS="--duration 20 --policies continuous,adaserve"
+# Arguments of the demo, for example: make demo ARGS="--duration 20 --policies continuous,adaserve+"
 ARGS ?=
 # Worker processes of the unit tests; each runs on one thread.
 WORKERS ?= 2

@@ -44,7 +44,7 @@ class EngineConfig:
     draft_vocabulary: int | None = None
     dtype: str = "auto"
     device: str = "auto"
-    policy: str = "adaserve"
+    policy: str = "adaserve+"
     max_model_len: int | None = None
     max_num_seqs: int = 64
     kv_tokens: int | None = None

@@ -15,7 +15,7 @@ DEMO = [sys.executable, "-m", "adaserve.bench.demo"]
 
 def test_defaults_are_those_of_make_demo() -> None:
     options = parse([])
-    assert options.policies == ("continuous", "spec:2", "adaserve")
+    assert options.policies == ("continuous", "spec:2", "adaserve+")
     assert (options.duration, options.rate, options.repeats, options.as_json) == (60.0, None, 1, False)
 
 

@@ -33,9 +33,9 @@ def parse(arguments: Sequence[str] | None) -> Options:
     parser = argparse.ArgumentParser(
         prog="python -m adaserve.bench.demo",
         description="Serve the demo pair under several policies, send each the same mixed requests, compare.",
-        epilog="Example: python -m adaserve.bench.demo --duration 30 --policies continuous,adaserve --repeats 3",
+        epilog="Example: python -m adaserve.bench.demo --duration 30 --policies continuous,adaserve+ --repeats 3",
     )
-    parser.add_argument("--policies", default="continuous,spec:2,adaserve", help="comma-separated (default: %(default)s)")
+    parser.add_argument("--policies", default="continuous,spec:2,adaserve+", help="comma-separated (default: %(default)s)")
     parser.add_argument("--duration", type=positive, default=60.0, help="seconds of requests for each run (default: %(default)g)")
     parser.add_argument("--rate", type=positive, help="requests per second (default: found by a pilot)")
     parser.add_argument(
