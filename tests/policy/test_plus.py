@@ -17,14 +17,14 @@ from adaserve.policy.adaptive import Constants
 from adaserve.policy.library import make_policy
 from adaserve.policy.plus.assembly import make_plus
 from adaserve.policy.plus.parts import PlusConstants, PlusParts
-from adaserve.policy.plus.scheduling import PlusScheduling
+from adaserve.policy.plus.scheduling import Offer, PlusScheduling, best_depth
 from adaserve.policy.plus.slack import bearable, best_chunk, first_token_due, is_lost, waited
 from adaserve.policy.policy import Demand, Scene
 from adaserve.request import FinishReason, Request, SamplingParams, Targets
 from adaserve.simulate import Machine, simulate
 from adaserve.step import StepShape
 from tests.recordings import random_recording
-from tests.scheduling.steps import decoding, request, waiting
+from tests.scheduling.steps import decoding, outcome, request, scheduler, waiting
 
 PROFILE = Profile("stairs", {1: 10.0, 32: 11.0, 64: 16.0, 256: 40.0}, 0.01, {1: 1.0, 64: 1.2}, 0.0, 0.2, 0.0, 10.0)
 PAPER = Constants(verify_rows=64, draft_rows=64, prompt_rows=32)
@@ -162,6 +162,36 @@ def test_lost_is_judged_by_what_drafting_can_still_bring() -> None:
         spared[now] = scheduling.share(Demand(1, 0, scene)).spared
     assert 0.025 + 5 * LatencyModel(PROFILE).predict(StepShape(1, 0)) > 0.070  # plain decoding would be late
     assert spared[0.025] == frozenset() and spared[0.069] == {"a"}
+
+
+@given(st.lists(st.tuples(st.floats(0.5, 50.0), st.floats(1e-3, 1.0)), min_size=1, max_size=7))
+def test_where_time_is_worth_its_best_use_that_use_is_made_of_it(made: list[tuple[float, float]]) -> None:
+    """With a token worth what one takes at best, the depth with the most tokens a second has the largest surplus."""
+    offers = [Offer(tokens, seconds) for tokens, seconds in made]
+    best = min(offer.seconds / offer.tokens for offer in offers)
+    found = offers[best_depth(offers, best)]
+    assert found.seconds / found.tokens == pytest.approx(best, rel=1e-9)
+    assert offers[best_depth(offers, 1e9)].tokens == pytest.approx(max(offer.tokens for offer in offers))  # time costs nothing
+
+
+def test_a_crowd_that_has_gone_sets_no_price() -> None:
+    """Tokens were cheap while a crowd was served. Who is alone now is drafted for, unless somebody waits for that time."""
+    busy = scheduler("continuous", slots=64, pages=5000, constants=PAPER)
+    busy.admit([request(f"{i}", 8, output=30) for i in range(64)], 0.0)
+    plan = busy.plan(0.0)
+    while plan is not None and len(plan.decoding) < 64:
+        busy.record(outcome(plan), 0.0)
+        plan = busy.plan(0.0)
+    assert plan is not None
+    depths = {}
+    for others in (0, 5):
+        scheduling = make_plus("p", PAPER, PlusParts(), PlusConstants()).scheduling
+        assert isinstance(scheduling, PlusScheduling)
+        for _ in range(300):
+            scheduling.learn(outcome(plan))  # 64 tokens a millisecond
+        scene = Scene(0.0, [decoding("a")], [], others, LatencyModel(PROFILE), Unpadded())
+        depths[others] = scheduling.share(Demand(1, 0, scene)).depth
+    assert depths[0] > 0 and depths[5] == 0
 
 
 def test_without_trees_drafts_are_chains() -> None:
