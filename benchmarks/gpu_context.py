@@ -126,7 +126,7 @@ def _nothing_meanwhile() -> Iterator[None]:
     """Have the device do nothing but what a plan asks for."""
     with (
         patch.object(ModelDrafter, "prepare", lambda drafter, plan, table: None),
-        patch.object(DeviceExecutor, "runs_ahead", False, create=True),
+        patch.object(DeviceExecutor, "runs_ahead", False),
     ):
         yield
 

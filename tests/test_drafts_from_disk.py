@@ -59,7 +59,7 @@ def test_a_draft_with_the_targets_weights_is_always_right_when_it_is_coupled(con
     rates = []
     options = {"dtype": "float64", "device": "cpu", "threads": 1, "profile": config.profile}
     for coupled in (True, False):
-        llm = LLM(config.model, draft=config.model, depth=3, width=1, budget=64, coupled=coupled, **options)
+        llm = LLM(config.model, draft=config.model, policy="adaserve", depth=3, width=1, budget=64, coupled=coupled, **options)
         result = llm.generate(PROMPTS[0], SamplingParams(max_tokens=41, temperature=1.0, seed=3, ignore_eos=True))[0]
         rates.append(result.outputs[0].result.accepted / result.outputs[0].result.steps)
     assert rates[0] == 3.0 and rates[1] < 2.5

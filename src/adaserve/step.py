@@ -92,8 +92,8 @@ class StepPlan:
     depth, width: d and w of the beam; depth 0 is plain decoding.
     predicted: t, the step's predicted duration in seconds.
     coupled: whether a draft model ranks by the noise of the target's draws too; it matters at temperatures above 0 only.
-    again: the next plan, if there is one, decodes these requests or those that are left of them plainly and does nothing else,
-        so an executor may compute it before it is made.
+    again: the next plan, if there is one, decodes these requests, or those of them that still have their slots, plainly and does
+        nothing else, so an executor may compute it before it is made.
     """
 
     released: tuple[int, ...]

@@ -112,11 +112,11 @@ def pack(candidates: CandidateTree, chosen: Tensor, root_token: Tensor, size: in
             raise ValueError(f"a request may have at most {MAX_NODES} nodes verified, {int(count.max())} were chosen")
     elif size < n:
         raise ValueError(f"{size} rows cannot hold {n} roots")
+    if size == n and columns == 0:
+        return _roots(root_token)
 
     # The flat arrays of cells end in a spare one, which no request owns: padding rows are copies of it.
     spare = n * cells
-    if size == n and columns == 0:
-        return _roots(root_token)
     keep = pad(pad(chosen, (1, 0), value=True).flatten(), (0, 1))  # [n * cells + 1]
     place = keep.cumsum(0) - 1  # [n * cells + 1], the packed row of every kept cell
     index = torch.arange(size, device=device)  # [B]

@@ -170,7 +170,7 @@ def test_the_real_server_by_its_url(
         "--out",
         str(tmp_path / "2"),
     )
-    assert [entry["policy"] for entry in report["runs"]] == ["adaserve", "ours"]
+    assert [entry["policy"] for entry in report["runs"]] == ["adaserve+", "ours"]
 
 
 def test_a_recorded_run_can_be_read_again(

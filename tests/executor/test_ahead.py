@@ -75,8 +75,10 @@ def sampling(temperature: float) -> list[SamplingParams]:
 
 
 def follows(before: StepPlan, after: StepPlan) -> bool:
-    """Whether a plan is what the one before it may promise."""
-    return set(after.decoding) <= set(before.decoding) and not (after.chunks or after.placed or after.depth)
+    """Whether a plan is what the one before it may promise: whoever is missing has left its slot."""
+    asked, promised = set(after.decoding), set(before.decoding)
+    plain = not (after.chunks or after.placed or after.depth)
+    return plain and asked <= promised and promised - asked <= set(after.released)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -95,7 +97,7 @@ def test_promised_steps_are_computed_before_they_are_planned(temperature: float)
     assert sorted(executor.computed_for) == sorted(early + planned + chunked)
 
 
-@pytest.mark.parametrize("policy", ["continuous", "adaserve", "adaserve+", "fastserve", "vtc"])
+@pytest.mark.parametrize("policy", ["continuous", "adaserve", "adaserve+", "fastserve", "vtc", "priority"])
 def test_promises_are_kept(policy: str) -> None:
     """After a promise come the same requests or some of them, plainly, and nothing else, however many others have come."""
     executor = Watched(6, 90, lies=False)
@@ -104,7 +106,7 @@ def test_promises_are_kept(policy: str) -> None:
     promised = [pair for pair in pairwise(executor.plans) if pair[0].again]
     assert promised
     for before, after in promised:
-        ended = not set(after.decoding) & set(before.decoding)  # all of them: then the promise is void
+        ended = set(before.decoding) <= set(after.released)  # all of them: then the promise is void
         assert ended or follows(before, after)
 
 
@@ -120,6 +122,18 @@ def test_a_broken_promise_costs_no_token(policy: str, temperature: float, pages:
     assert found.tokens == plain.tokens
     broken = [pair for pair in pairwise(executor.plans) if pair[0].decoding and not follows(*pair)]
     assert broken, "there was nothing to take back"
+
+
+@pytest.mark.parametrize("policy", ["fastserve", "priority"])
+def test_who_sits_out_a_promised_step_loses_no_token(policy: str) -> None:
+    """A step is run ahead for all, and its plan leaves out some who are still there: theirs is taken back, or a token is lost."""
+    requests = random_requests(random.Random(5), 24, sampling(0.0))
+    plain = run(engine_for(tiny_models(), PLAIN), requests, check=False)
+    executor = Watched(8, 400, lies=True)
+    few = replace(SMALL, token_budget=3)
+    assert run(engine_with(executor, policy, few), requests, burst=2).tokens == plain.tokens
+    sat_out = [set(a.decoding) - set(b.decoding) - set(b.released) for a, b in pairwise(executor.plans) if a.decoding]
+    assert any(sat_out), "nobody ever sat out"
 
 
 def test_what_a_request_asks_for_by_name_is_not_run_ahead() -> None:

@@ -62,10 +62,11 @@ def test_who_is_ahead_can_bear_a_step_until_it_is_late() -> None:
 def test_who_is_behind_bears_steps_that_still_bring_it_to_its_target(produced: int, behind: float, gain: float) -> None:
     state = decoding("a", produced=produced, tpot=0.010)
     now = 0.010 * (produced - 1) + behind
-    gain = min(gain, state.remaining)
     seconds = bearable(state, now, gain, 1.0)
     assert seconds is not None
-    assert now + state.remaining / gain * seconds == pytest.approx(0.010 * (state.produced - 1 + state.remaining))
+    assert now + state.remaining / min(gain, state.remaining) * seconds == pytest.approx(
+        0.010 * (state.produced - 1 + state.remaining)
+    )
 
 
 @given(

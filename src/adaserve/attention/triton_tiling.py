@@ -4,6 +4,8 @@ Every program finds the groups of some tiles by itself, from the sizes of all gr
 behind it, when groups are counted in tiles.
 """
 
+from dataclasses import replace
+
 import torch
 import triton
 import triton.language as tl
@@ -83,4 +85,4 @@ def compile_all(batch: ForwardBatch) -> None:
         start = torch.ones(groups + 1, dtype=torch.int64, device=batch.start.device)  # [G + 1], all groups empty but the first
         start[:1] = 0
         slot = torch.zeros(groups, dtype=torch.int64, device=batch.start.device)  # [G]
-        tiles_of(ForwardBatch(**{**vars(batch), "start": start, "slot": slot}), 1, 1)
+        tiles_of(replace(batch, start=start, slot=slot), 1, 1)

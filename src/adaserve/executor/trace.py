@@ -38,8 +38,12 @@ class Ahead:
     watch: Stopwatch
 
     def serves(self, plan: StepPlan) -> bool:
-        """Whether the plan asks for this and nothing else, for these requests or those that are left of them."""
-        return not (plan.depth or plan.chunks or plan.placed) and set(plan.decoding) <= set(self.slots)
+        """Whether the plan asks for this and nothing else, for these requests or those that are left of them.
+
+        Whoever is missing must have left its slot: the tables know the token that was drawn for it, of which nobody would hear.
+        """
+        slots, asked = set(self.slots), set(plan.decoding)
+        return not (plan.depth or plan.chunks or plan.placed) and asked <= slots and slots - asked <= set(plan.released)
 
     def rows(self, plan: StepPlan) -> list[int]:
         """Where the plan's requests stand in the trace."""

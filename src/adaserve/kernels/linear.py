@@ -100,7 +100,7 @@ def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _few_rows(x: Tensor, weight: Tensor) -> Tensor | None:
     """The product by the kernel for few rows and large weights, or None where that does not pay: [M, K], [N, K] -> [M, N]."""
-    if not on_gpu(x) or x.element_size() != 2 or x.dtype != weight.dtype:
+    if not on_gpu(x) or x.element_size() != 2 or x.dtype != weight.dtype or not weight.is_contiguous():
         return None
     from adaserve.kernels import triton_linear
 

@@ -88,7 +88,7 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
     out = x.new_empty(rows, outputs)  # [M, N]
     share = -(-(depth // _DEPTH) // parts_for(outputs)) * _DEPTH
     parts = -(-depth // share)  # none is empty
-    sums = out if parts == 1 else torch.empty(parts, rows, outputs, device=x.device)  # [parts, M, N]
+    sums = out if parts == 1 else torch.empty(parts, rows, outputs, dtype=torch.float32, device=x.device)
     early = starts_early(x)
     _product_kernel[(outputs // _OUTPUTS, parts)](
         weight, x, sums, rows, outputs, depth, share, _OUTPUTS, max(16, triton.next_power_of_2(rows)), _DEPTH, early,

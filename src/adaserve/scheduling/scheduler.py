@@ -13,6 +13,7 @@ from adaserve.padding import Padding, most_nodes
 from adaserve.pages import PagePool
 from adaserve.policy.policy import Demand, Policy, RowShare, Scene
 from adaserve.request import FinishReason, Request, RequestState
+from adaserve.scheduling.chunks import chunks_of
 from adaserve.scheduling.drafting import READY_LAG, Drafting, slot_of
 from adaserve.scheduling.gains import drafted_and_read, first_stop
 from adaserve.scheduling.ledger import PageLedger
@@ -120,7 +121,7 @@ class Scheduler:
         placed = [] if promised else self._place(line, grants, now)  # who has come meanwhile waits for one step
         if placed:
             line = self._line(now)
-        members = self._policy.discipline.turns(line, now, self._forecast) if line else ()
+        members = line if promised or not line else self._policy.discipline.turns(line, now, self._forecast)
         decoding: list[RequestState] = []
         backlog: list[RequestState] = []
         for state in members:
@@ -132,7 +133,7 @@ class Scheduler:
             share = replace(share, decode=True, depth=0)
         if not share.decode:
             decoding = []
-        chunks = _chunks(backlog, share.prompt_rows)
+        chunks = chunks_of(backlog, share.prompt_rows)
         if not decoding and not chunks:
             assert not line, f"the policy {self._policy.name} lets nobody run"
             return None
@@ -357,15 +358,3 @@ def _reach(state: RequestState, deepest: int) -> int:
     A placed request needs as many, for a cached prefix may leave it nothing to compute but the root.
     """
     return len(state.tokens) + 1 + max(0, min(deepest, state.remaining - 1))
-
-
-def _chunks(backlog: Sequence[RequestState], rows: int) -> list[Chunk]:
-    """Share out prompt rows in the order given; the chunk that reaches the last known token draws."""
-    chunks = []
-    for state in backlog:
-        length = min(rows, len(state.tokens) - state.computed)
-        if length <= 0:
-            break
-        chunks.append(Chunk(slot_of(state), state.computed, length, draws=state.computed + length == len(state.tokens)))
-        rows -= length
-    return chunks

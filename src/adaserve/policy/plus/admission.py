@@ -17,8 +17,7 @@ from adaserve.request import RequestState
 LATE_TURN = 8
 """Of so many admissions, one is for the request that has been late longest, if there is one: nobody waits for ever."""
 
-
-RATE = 0.1
+READING_RATE = 0.1
 """How far the estimate of what reading takes moves towards what one request's prompt took."""
 
 
@@ -85,7 +84,7 @@ class DueQueue:
         for reader in self._reading:
             state = reader.state
             if state.decoding_since is not None and state.decoding_since > reader.since:
-                self._row_seconds += RATE * ((state.decoding_since - reader.since) / reader.rows - self._row_seconds)
+                self._row_seconds += READING_RATE * ((state.decoding_since - reader.since) / reader.rows - self._row_seconds)
             elif state.slot is not None and not state.is_decoding:
                 reading.append(reader)
                 unread += len(state.tokens) - state.computed
@@ -100,8 +99,9 @@ class DueQueue:
     def take(self, state: RequestState) -> None:
         self.drop(state)
         self._taken += 1
-        rows = len(state.tokens) + sum(len(r.state.tokens) - r.state.computed for r in self._reading)
-        self._reading.append(_Reader(state, self._now, rows))
+        # `first` has just said who it is, and forgotten those who read no more. What the page cache holds need not be read.
+        rows = sum(len(s.tokens) - s.computed for s in (state, *[r.state for r in self._reading]))
+        self._reading.append(_Reader(state, self._now, max(1, rows)))
 
     def drop(self, state: RequestState) -> None:
         index = bisect_right(self._waiting, self._due(state), key=_due_of) - 1

@@ -209,7 +209,7 @@ class PlusScheduling:
         for state in scene.decoding:
             most = None if state.request.id in spared else bearable(state, scene.now, gain, self._constants.pace)
             if most is not None:
-                yield most - base, gain / max(1, state.remaining)
+                yield most - base, min(1.0, gain / max(1, state.remaining))
 
     def _worthwhile(self, scene: Scene, nodes: int, most: int) -> int:
         """The number of prompt rows with the largest surplus over what they cost beside the roots and the best `nodes` nodes."""

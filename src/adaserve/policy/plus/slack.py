@@ -16,7 +16,7 @@ def bearable(state: RequestState, now: float, gain: float, aim: float) -> float 
     if tpot is None or state.decoding_since is None:
         return None
     pace, spent, left = aim * tpot, now - state.decoding_since, max(1, state.remaining)
-    ahead = pace * (state.produced - 1) - spent
+    ahead, gain = pace * (state.produced - 1) - spent, min(gain, left)
     return gain * pace + max(ahead, gain * ahead / left)
 
 

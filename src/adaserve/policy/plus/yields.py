@@ -32,9 +32,6 @@ class Yields:
         self.nodes = [CHAIN] * deepest
         self._tokens = 0.0
         self._seconds = 0.0
-        self._steps = 0.0
-        self._members = 0.0
-        self._gained = 0.0
 
     @property
     def seconds_per_token(self) -> float | None:
@@ -44,11 +41,6 @@ class Yields:
         """
         return self._seconds / self._tokens if self._tokens else None
 
-    @property
-    def pace(self) -> float | None:
-        """How long a decoding request took for a token of late; None before any did."""
-        return None if not self._members else (self._seconds / self._steps) / max(1.0, self._gained / self._members)
-
     def learn(self, outcome: StepOutcome) -> None:
         """Take in a step."""
         plan, drafted = outcome.plan, outcome.drafted
@@ -56,9 +48,6 @@ class Yields:
         prompts = sum([chunk.length for chunk in plan.chunks])
         self._tokens = FADE * self._tokens + gained + self._prompt_worth * prompts
         self._seconds = FADE * self._seconds + outcome.times.total
-        self._steps = FADE * self._steps + 1
-        self._members = FADE * self._members + len(outcome.tokens)
-        self._gained = FADE * self._gained + gained
         tried = min(plan.depth, len(self.accepted))
         if tried:
             rooms = [most for most, chunk in zip(plan.room, plan.drafting, strict=True) if chunk is not None]
