@@ -23,7 +23,10 @@ READING_RATE = 0.1
 
 @dataclass(frozen=True)
 class _Reader:
-    """A request that came to a slot at `since`, with `rows` prompt rows to be computed up to and with its own."""
+    """A request that came to a slot at `since`, with `rows` prompt rows up to and with all of its own.
+
+    What the page cache holds counts as if it had to be read: of those who wait nobody knows how much that will be.
+    """
 
     state: RequestState
     since: float
@@ -99,9 +102,9 @@ class DueQueue:
     def take(self, state: RequestState) -> None:
         self.drop(state)
         self._taken += 1
-        # `first` has just said who it is, and forgotten those who read no more. What the page cache holds need not be read.
-        rows = sum(len(s.tokens) - s.computed for s in (state, *[r.state for r in self._reading]))
-        self._reading.append(_Reader(state, self._now, max(1, rows)))
+        # `first` has just said who it is, and forgotten those who read no more.
+        rows = len(state.tokens) + sum(len(r.state.tokens) - r.state.computed for r in self._reading)
+        self._reading.append(_Reader(state, self._now, rows))
 
     def drop(self, state: RequestState) -> None:
         index = bisect_right(self._waiting, self._due(state), key=_due_of) - 1

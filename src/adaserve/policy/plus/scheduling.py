@@ -177,11 +177,13 @@ class PlusScheduling:
     def _worth(self, scene: Scene, offers: Sequence[Offer]) -> float | None:
         """Seconds that a token is worth: as many as one took of late, for as much could be had of them elsewhere.
 
-        Where nobody waits there is no elsewhere, and what was cheap in the last crowd is no measure: it is what one takes now.
+        Where nobody waits there is no elsewhere, and what was cheap in the last crowd is no measure: then it is worth at least
+        what one takes now, by the best use of this step.
         """
+        late = self._yields.seconds_per_token
         if scene.backlog or scene.waiting or not scene.decoding:
-            return self._yields.seconds_per_token
-        return min(offer.seconds / offer.tokens for offer in offers)
+            return late
+        return max(late or 0.0, min(offer.seconds / offer.tokens for offer in offers))
 
     def _prompt_rows(self, scene: Scene, spared: frozenset[str], depth: int, width: int, nodes: int) -> int:
         """As many prompt rows as pay, and bring more first tokens in time than they make running requests late; a few always."""
