@@ -24,7 +24,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     add_workload_options(parser)
     group = parser.add_argument_group("simulation")
-    group.add_argument("--profile", required=True, metavar="FILE|NAME", help="step times: a file, h200-32b, h200-32b-measured or a100x4-70b")
+    group.add_argument(
+        "--profile", required=True, metavar="FILE|NAME", help="step times: a file or a built-in name, like h200-32b"
+    )
     group.add_argument(
         "--believed", metavar="FILE|NAME", help="the step times that the scheduler starts from (default: the same)"
     )
