@@ -21,7 +21,7 @@ from adaserve.kernels.gpu import starts_early
 _OUTPUTS, _DEPTH, _WARPS = 64, 128, 4
 """Of a tile. These, the stages and the limits below were found by benchmarks/gpu_products.py, for 1 to 128 rows (docs/log.md)."""
 _STAGES, _DIVIDED_STAGES = 6, 3
-"""Blocks that a program asks for ahead; where K is divided, several programs share a processor."""
+"""Blocks of 16-bit numbers that a program asks for ahead; where K is divided, several programs share a processor."""
 _PROGRAMS = 200
 """At least so many, or half of it undivided: enough to keep the memory of a large GPU busy."""
 _SUM_BLOCK = 2048
@@ -90,9 +90,10 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
     parts = -(-depth // share)  # none is empty
     sums = out if parts == 1 else torch.empty(parts, rows, outputs, dtype=torch.float32, device=x.device)
     early = starts_early(x)
+    stages = (_STAGES if parts == 1 else _DIVIDED_STAGES) * 2 // x.element_size()  # wider numbers need the room
     _product_kernel[(outputs // _OUTPUTS, parts)](
         weight, x, sums, rows, outputs, depth, share, _OUTPUTS, max(16, triton.next_power_of_2(rows)), _DEPTH, early,
-        num_warps=_WARPS, num_stages=_STAGES if parts == 1 else _DIVIDED_STAGES, launch_pdl=early,
+        num_warps=_WARPS, num_stages=stages, launch_pdl=early,
     )  # fmt: skip
     if parts > 1:
         size = rows * outputs
