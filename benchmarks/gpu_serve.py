@@ -98,8 +98,8 @@ class Setting:
 CROWDS = {
     64: (
         Setting("continuous", 64, 0, 1),
+        Setting("throughput", 128, None, None),
         Setting("throughput", 192, None, None),
-        Setting("throughput", 256, None, None),
     ),
     128: (
         Setting("continuous", 128, 0, 1),

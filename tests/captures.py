@@ -38,6 +38,15 @@ class Replaying:
         result: T = self._copy(first(*places))
         return result
 
+    @property
+    def held(self) -> int:
+        """How many calls there are to replay."""
+        return len(self._calls)
+
+    def forget(self) -> None:
+        """Let go of all calls."""
+        self._calls.clear()
+
     def _copy(self, value: Any) -> Any:
         """The same with tensors of its own, which are remembered."""
         if isinstance(value, Tensor):

@@ -72,6 +72,7 @@ class BuiltEngine:
             with suppress(OSError):  # a cache that cannot be written costs nothing but the learning
                 save_memory(self.policy.memory, self.memory)
         if self.world is not None:
+            self.engine.close()
             self.world.close()
 
 
@@ -112,6 +113,7 @@ class Parts:
     def close(self) -> None:
         """End the processes of other ranks, if there are any; harmless when done before."""
         if self.world is not None:
+            self.executor.close()
             self.world.close()
 
     def with_config(self, config: EngineConfig) -> "Parts":

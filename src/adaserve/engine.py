@@ -124,6 +124,10 @@ class Engine:
         """Wait up to `timeout` seconds for mail; whether there is any."""
         return self._inbox.wait(timeout)
 
+    def close(self) -> None:
+        """Let go of what the executor captured; no step comes after this."""
+        self._executor.close()
+
     def check(self) -> None:
         """Verify the page accounting, for tests; raises AssertionError where it is broken."""
         self._scheduler.check()

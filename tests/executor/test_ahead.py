@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any, TypeVar
 
 import pytest
+import torch
 from torch import Tensor
 
 from adaserve.assembly import Sizes, assemble_engine, make_executor
@@ -61,6 +62,25 @@ class Watched:
     def commit(self, plan: StepPlan, verdict: Verdict) -> StepOutcome:
         told = replace(plan, again=True) if self._lies and plan.decoding else plan
         return replace(self._inner.commit(told, verdict), plan=plan)
+
+
+def test_nothing_captured_is_left_when_an_executor_closes() -> None:
+    made: list[Replaying] = []
+
+    class Kept(Replaying):
+        def __init__(self, device: torch.device) -> None:
+            super().__init__(device)
+            made.append(self)
+
+    models, sizes = tiny_models(), Sizes(4, 200, 40, 4)
+    executor = make_executor(models, sizes, WallClock(), padded=True, capture=Kept)
+    policy = make_policy("adaserve", SMALL)
+    engine = assemble_engine(models, sizes, policy, PROFILE, clock=WallClock(), executor=executor)
+    run(engine, random_requests(random.Random(0), 6, sampling(0.0)), burst=2)
+    held = [capture.held for capture in made]
+    engine.close()
+    assert sum(held) > sum(capture.held for capture in made)
+    assert {id(c) for c in made if not c.held} >= {id(c) for c in (executor._capture, executor._choosing)}
 
 
 def engine_with(executor: Watched, policy: str, constants: Constants = SMALL) -> Engine:

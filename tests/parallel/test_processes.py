@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from socket import socketpair
 
@@ -17,9 +18,10 @@ import torch.distributed as dist
 from adaserve.build import Parts, load_parts
 from adaserve.config import EngineConfig
 from adaserve.errors import EngineFailed, InvalidConfig
+from adaserve.executor.device import DeviceExecutor
 from adaserve.parallel.messages import Here, Link
 from adaserve.parallel.ranks import LOST_OTHERS, Ranks
-from adaserve.parallel.world import check_devices
+from adaserve.parallel.world import World, check_devices
 from adaserve.request import Request, SamplingParams, Targets
 from tests.engines import SMALL, run
 from tests.server.launch import Server
@@ -96,6 +98,32 @@ def test_a_rank_that_dies_is_told(shared: Parts) -> None:
     assert not shared.world.ranks.folder.exists()
     shared.close()
     shared.close()
+
+
+def test_captured_calls_go_before_the_group_does(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL waits for ever to end a group of which a graph still holds a collective."""
+    parts = load_parts(config(folder, 2), lambda line: None)
+    order: list[str] = []
+    let_go, end = DeviceExecutor.close, World.close
+    monkeypatch.setattr(DeviceExecutor, "close", lambda executor: (order.append("executor"), let_go(executor)))
+    monkeypatch.setattr(World, "close", lambda world: (order.append("world"), end(world)))
+    parts.close()
+    assert order == ["executor", "world"]
+    assert not dist.is_initialized()
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_ranks_on_gpus_end(folder: Path) -> None:
+    """Steps with collectives have been captured, and the group ends all the same."""
+    parts = load_parts(replace(config(folder, 2), device="cuda", dtype="float32"), lambda line: None)
+    engine = parts.engine(parts.policy("continuous"))
+    for request in requests():
+        engine.add(request)
+    while engine.step() is not None:
+        pass
+    parts.close()
+    assert not dist.is_initialized()
 
 
 def test_a_rank_that_never_comes_up_is_told() -> None:

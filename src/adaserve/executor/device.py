@@ -280,6 +280,12 @@ class DeviceExecutor:
             times=PhaseTimes(speculate=speculate, select=select, verify=verify_, commit=self._clock.now() - fetched),
         )
 
+    def close(self) -> None:
+        """Let go of graphs: those of ranks that share the target hold collectives, and their group cannot end before them."""
+        self._trace = self._ahead = self._early = None
+        for captured in (self._passes, self._capture, self._choosing):
+            captured.forget()
+
     def _run_ahead(self, plan: StepPlan) -> Ahead | None:
         """Begin the plain step that the plan promises; None where what its requests ask for is not captured.
 

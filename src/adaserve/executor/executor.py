@@ -38,3 +38,7 @@ class Executor(Protocol):
     def commit(self, plan: StepPlan, verdict: Verdict) -> StepOutcome:
         """Keep the accepted paths' keys and values; bring the tokens to the host."""
         ...
+
+    def close(self) -> None:
+        """Let go of what was captured of the passes; no step comes after this. Harmless when done before."""
+        ...

@@ -144,6 +144,9 @@ class SimulatedExecutor:
             times=times,
         )
 
+    def close(self) -> None:
+        """There is nothing to let go of."""
+
     def _place(self, placement: Placement) -> None:
         """A request comes to a slot: write down along which positions its output will run."""
         slot = placement.slot

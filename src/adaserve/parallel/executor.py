@@ -75,6 +75,10 @@ class Leader:
             self._ranks.check()
             return outcome
 
+    def close(self) -> None:
+        """Let go of what this rank captured; the others end with their processes."""
+        self._inner.close()
+
 
 @torch.inference_mode()
 def follow(executor: Executor, group: Group, link: Link, device: torch.device) -> None:

@@ -7,6 +7,7 @@
 A model that is not shared has a group of one, in which these do nothing: there is one decoder and one executor, not two.
 """
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from adaserve.errors import EngineFailed, InvalidConfig
+
+PATIENCE = 10.0
+"""Seconds in which a group ends that can."""
 
 
 class Group(Protocol):
@@ -174,7 +178,17 @@ def abandon() -> None:
 
 
 def disconnect() -> None:
-    """Leave the group that `connect` made, so that this process may be in another; waits for nobody."""
+    """Leave the group that `connect` made, so that this process may be in another; does not wait for other ranks.
+
+    NCCL ends no group while a graph with one of its collectives lives. Executors let go of theirs when they are closed; where
+    one was not, because starting failed, this gives up after some seconds, and the group ends with the process.
+    """
+    leaving = threading.Thread(target=_leave, daemon=True)
+    leaving.start()
+    leaving.join(PATIENCE)
+
+
+def _leave() -> None:
     abandon()  # to destroy NCCL's properly would wait for the others
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -33,6 +33,10 @@ class Capture(Protocol):
         """Run it."""
         ...
 
+    def forget(self) -> None:
+        """Let go of all that was captured: NCCL ends a group only after every graph that holds one of its collectives."""
+        ...
+
 
 class Plainly:
     """Just calls."""
@@ -43,6 +47,9 @@ class Plainly:
     def __call__(self, key: Hashable, run: Callable[..., T], *inputs: Tensor) -> T:
         """Run it."""
         return run(*(x.to(self._device, non_blocking=True) for x in inputs))
+
+    def forget(self) -> None:
+        """There is nothing."""
 
 
 def reach(longest: int) -> int:
@@ -92,6 +99,10 @@ class GraphCapture:
         found.graph.replay()
         result: T = found.result
         return result
+
+    def forget(self) -> None:
+        """Let go of the graphs."""
+        self._graphs.clear()
 
     def _capture(self, run: Callable[..., Any], inputs: tuple[Tensor, ...]) -> _Graph:
         if len(self._graphs) >= MOST_GRAPHS:

@@ -42,6 +42,10 @@ class Passes(Protocol):
         """The same as it comes, for those who capture more than a pass."""
         ...
 
+    def forget(self) -> None:
+        """Let go of what was captured, as Capture does."""
+        ...
+
 
 class PlainPasses:
     """Runs every pass as it comes, a large one on a CPU in sheets of rows.
@@ -63,6 +67,9 @@ class PlainPasses:
         if batch.token.is_cuda or len(batch.token) <= SHEET:
             return self._decoder.forward(batch, self._pool)
         return torch.cat([self._decoder.forward(sheet, self._pool) for sheet in sheets(batch, SHEET)])
+
+    def forget(self) -> None:
+        """There is nothing."""
 
 
 def sheets(batch: ForwardBatch, most: int) -> list[ForwardBatch]:
@@ -131,6 +138,10 @@ class GraphPasses:
         """Run the pass as it comes."""
         tiles = tile(batch, group=self._group, kv_heads=self._decoder.config.kv_heads, longest=longest)
         return self._decoder.forward(replace(batch, tiles=tiles), self._pool)
+
+    def forget(self) -> None:
+        """Let go of the graphs."""
+        self._graphs.clear()
 
     def _load(self, graph: _Graph, batch: ForwardBatch) -> None:
         """Copy a batch to where the graph reads it, and pad it."""
