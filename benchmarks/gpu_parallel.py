@@ -18,6 +18,7 @@ The last line is one JSON object.
 
 import argparse
 import json
+import os
 import random
 import subprocess
 import sys
@@ -101,17 +102,21 @@ def be_rank(args: argparse.Namespace, device: torch.device) -> None:
 def lead(args: argparse.Namespace, device: torch.device) -> dict[str, object]:
     """Be rank 0: start the others one by one, measure, and say what was found."""
     ranks = Ranks.start(args.size - 1, [sys.executable, __file__, *command_of(args, args.size)])
+    clock = WallClock()
+    group: Group = ALONE
     try:
         for rank, link in enumerate(ranks.links, start=1):
             link.send(Load(rank, args.size, args.shape, "", "", args.dtype, args.device, 1, TIMEOUT))
         ranks.answers(Here)
-        group: Group = ALONE
         if args.size > 1 or args.connected:
             group = connect(ranks.folder, rank=0, size=args.size, device=device, timeout=TIMEOUT)
         return measure(args, ranks, group, device)
     finally:
+        tell(clock, group, "measured")
         ranks.close()
+        tell(clock, group, "the other ranks have ended")
         disconnect()
+        tell(clock, group, "the group has ended")
 
 
 def measure(args: argparse.Namespace, ranks: Ranks, group: Group, device: torch.device) -> dict[str, object]:
@@ -284,7 +289,8 @@ def main() -> None:
     if args.meeting:
         be_rank(args, device)
     else:
-        print(json.dumps(lead(args, device)))
+        print(json.dumps(lead(args, device)), flush=True)
+        os._exit(0)  # the interpreter's end may wait for NCCL's threads, and the result for the interpreter's end
 
 
 if __name__ == "__main__":
