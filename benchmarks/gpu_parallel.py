@@ -112,7 +112,7 @@ def lead(args: argparse.Namespace, device: torch.device) -> dict[str, object]:
             group = connect(ranks.folder, rank=0, size=args.size, device=device, timeout=TIMEOUT)
         return measure(args, ranks, group, device)
     finally:
-        tell(clock, group, "measured")
+        tell(clock, group, "ending")
         ranks.close()
         tell(clock, group, "the other ranks have ended")
         disconnect()
