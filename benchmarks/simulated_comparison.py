@@ -33,10 +33,13 @@ SWAP = {"coding": "chat", "chat": "coding"}
 
 @dataclass(frozen=True)
 class Change:
-    """What a table's row changes: the machine, the draft, or the constants of the policies that draft trees."""
+    """What a table's row changes: the machine, the draft, or the constants of the policies that draft trees.
+
+    acceptance: None for the comparison's own.
+    """
 
     name: str
-    acceptance: str = "smollm2-noise-t0"
+    acceptance: str | None = None
     swap: bool = False
     draft_cost: float = 1.0
     constants: tuple[tuple[str, Any], ...] = ()
@@ -57,6 +60,8 @@ class Comparison:
         start: float,
         jobs: int,
         seed: int,
+        acceptance: str,
+        slots: int,
     ) -> None:
         self._trace = trace
         self.profile = profile
@@ -67,6 +72,8 @@ class Comparison:
         self._start = start
         self._jobs = jobs
         self._seed = seed
+        self._acceptance = acceptance
+        self._slots = slots
         self._starts: dict[str, float] = {}
         out.mkdir(parents=True, exist_ok=True)
 
@@ -76,18 +83,20 @@ class Comparison:
             self.profile,
             draft_step_ms_by_rows={r: ms * setting.draft_cost for r, ms in self.profile.draft_step_ms_by_rows.items()},
         )
-        machine = Machine(profile)
+        machine = Machine(profile, slots=self._slots)
+        acceptance = setting.acceptance or self._acceptance
         swap = SWAP if setting.swap else {}
         conditions = {
             "profile": profile.to_json(),
             "trace": self._trace.digest,
             "duration": None if math.isinf(self.duration) else self.duration,
             "ms_scale": self._ms_scale,
-            "acceptance": setting.acceptance,
+            "acceptance": acceptance,
             "swap": swap,
             "policies": [described(self._policy(name, setting)) for name in (*POLICIES, *ABLATIONS)],
             "constants": [repr(constants_for(profile, name)) for name in POLICIES] + [repr(PlusConstants())],
             "seed": self._seed,
+            "slots": self._slots,
         }
         return Experiment(
             source=WorkloadSource(
@@ -96,7 +105,7 @@ class Comparison:
             runner=SimulatedRunner(
                 lambda name: self._policy(name, setting),
                 machine,
-                recording_named(setting.acceptance, 0),
+                recording_named(acceptance, 0),
                 seed=self._seed,
                 swap=swap,
                 stop=lambda: False,

@@ -201,6 +201,8 @@ def main() -> None:
     parser.add_argument("--speeds", nargs="+", type=float, default=(0.8, 1.0, 1.1, 1.2, 1.4), help="parts and light: loads")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes that share the runs of a sweep")
     parser.add_argument("--seed", type=int, default=0, help="of residuals, of drafts off the path and of classes drawn anew")
+    parser.add_argument("--acceptance", default="smollm2-noise-t0", help="the recording; `sensitivity` has others besides")
+    parser.add_argument("--slots", type=int, default=64, metavar="N", help="most requests at once")
     parser.add_argument("--rates", nargs="+", type=float, default=(2.6, 3.4, 4.2, 4.8, 5.4), help="loads: requests per second")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -208,7 +210,18 @@ def main() -> None:
         parser.error("only `every` takes more than one trace")
     profile = profile_named(args.profile)
     benches = [
-        Comparison(read(path), profile, args.out, args.duration, args.ms_scale, args.start, args.jobs, args.seed)
+        Comparison(
+            read(path),
+            profile,
+            args.out,
+            args.duration,
+            args.ms_scale,
+            args.start,
+            args.jobs,
+            args.seed,
+            args.acceptance,
+            args.slots,
+        )
         for path in args.traces
     ]
     bench = benches[0]

@@ -233,8 +233,11 @@ def described(policy: Policy) -> str:
 
 
 def constants_for(profile: Profile, policy: str) -> Constants:
-    """A policy's constants on a simulated machine: those shipped for a profile of this name, else what its curves suggest."""
-    shipped = TUNINGS / f"{profile.name}.json"
+    """A policy's constants on a simulated machine: those shipped for a profile of this name, else what its curves suggest.
+
+    A machine as measured has those of the machine that was planned, which it served with.
+    """
+    shipped = TUNINGS / f"{profile.name.removesuffix('-measured')}.json"
     if shipped.is_file():
         return load_constants(shipped, policy)
     budgets = budget_from(profile, requests=1)
