@@ -110,7 +110,7 @@ def sensitivity_part(bench: Comparison, speed: float) -> str:
     changes += [Change(f"order {order.value}", order=order) for order in (Order.EASIEST, Order.ATTAINABLE)]
     rows = []
     for setting in changes:
-        drafts = setting.draft_cost != 1 or setting.acceptance.startswith("synthetic")
+        drafts = setting.draft_cost != 1 or (setting.acceptance or "").startswith("synthetic")
         policies = ["adaserve", *(["throughput", "spec:4"] if drafts or setting.name == "as shipped" else [])]
         experiment = bench.experiment(setting)
         found = {run.policy: run.report for run in experiment.sweep(policies, [Point(speed=speed, urgent=setting.urgent)])}
