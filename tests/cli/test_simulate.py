@@ -10,6 +10,8 @@ import pytest
 
 from adaserve.bench.runs import read_runs
 from adaserve.cli.main import main
+from adaserve.executor.shipped import profile_named
+from adaserve.simulate import constants_for
 from tests.recordings import random_recording
 
 SHORT = ["simulate", "generated", "--duration", "6", "--rate", "4", "--profile", "a100x4-70b", "--acceptance", "smollm2-noise-t0"]
@@ -87,3 +89,9 @@ def test_a_recording_of_coupled_drafts_is_for_policies_that_couple(capsys: pytes
     assert "those of adaserve are not: give --coupled" in capsys.readouterr().err
     assert main([*what, "adaserve+", "continuous"]) == 0
     assert main([*what, "adaserve", "--coupled"]) == 0
+
+
+def test_a_measured_machine_has_the_constants_that_it_served_with() -> None:
+    planned, measured = profile_named("h200-32b"), profile_named("h200-32b-measured")
+    assert measured.verify_ms_by_rows != planned.verify_ms_by_rows
+    assert constants_for(measured, "adaserve") == constants_for(planned, "adaserve")
