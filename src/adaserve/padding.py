@@ -24,6 +24,11 @@ class Padding(Protocol):
         """Rows of a pass over so many rows of trees and of prompts."""
         ...
 
+    @property
+    def pays_for_room(self) -> bool:
+        """Whether nodes that might have been verified are computed like those that are."""
+        ...
+
 
 class Unpadded:
     """Passes hold exactly what there is, as on a CPU."""
@@ -36,6 +41,11 @@ class Unpadded:
         """Their sum."""
         return trees + prompt
 
+    @property
+    def pays_for_room(self) -> bool:
+        """They are not."""
+        return False
+
 
 class GraphPadding:
     """Passes are captured in the sizes of `places`, those with prompt chunks in those of ROWS."""
@@ -47,6 +57,11 @@ class GraphPadding:
     def whole(self, trees: int, prompt: int) -> int:
         """The trees alone, or all up to the next bucket."""
         return trees if prompt == 0 else bucket(trees + prompt) or trees + prompt
+
+    @property
+    def pays_for_room(self) -> bool:
+        """They are."""
+        return True
 
 
 def places(count: int) -> int:

@@ -158,7 +158,8 @@ class Scheduler:
         price: tuple[float, ...] = ()
         if share.token_price is not None:
             nodes = fitting
-            price = self._latency.added(len(decoding) + prompt_rows, nodes, share.token_price)
+            if not self._padding.pays_for_room:  # else all that fits is paid for
+                price = self._latency.added(len(decoding) + prompt_rows, nodes, share.token_price)
         released, self._released = tuple(self._released), []
         self._promised = again
         return StepPlan(

@@ -8,6 +8,7 @@ from adaserve.padding import most_prompt
 from adaserve.policy.adaptive import AdaptiveScheduling
 from adaserve.policy.plus.calibration import Calibration
 from adaserve.policy.plus.parts import PlusConstants, PlusParts
+from adaserve.policy.plus.room import Wish, best_room
 from adaserve.policy.plus.slack import bearable, best_chunk, is_lost, waited
 from adaserve.policy.plus.yields import Yields
 from adaserve.policy.policy import Demand, RowShare, Scene
@@ -27,14 +28,18 @@ class Offer:
     seconds: float
 
 
+def unit(offers: Sequence[Offer], worth: float | None) -> float:
+    """Seconds that a token is worth: `worth`, or what one takes in plain decoding, the first of the offers, if that is None."""
+    return worth or offers[0].seconds / max(1.0, offers[0].tokens)
+
+
 def best_depth(offers: Sequence[Offer], worth: float | None) -> int:
     """The depth with the largest surplus of tokens over what the time is worth; offers: by depth, plain decoding first.
 
     worth: seconds a token; None for what plain decoding takes. Of equals the least.
     """
-    plain = offers[0]
-    unit = worth or plain.seconds / max(1.0, plain.tokens)
-    return max(range(len(offers)), key=lambda k: offers[k].tokens - offers[k].seconds / unit)
+    price = unit(offers, worth)
+    return max(range(len(offers)), key=lambda k: offers[k].tokens - offers[k].seconds / price)
 
 
 class PlusScheduling:
@@ -63,6 +68,11 @@ class PlusScheduling:
         learned = self._parts.priced and self._paper.fixed_depth is None
         return self._constants.depth_max if learned else self._paper.deepest
 
+    @property
+    def _least(self) -> int:
+        """Prompt rows that are read in any case."""
+        return max(1, round(self._constants.prompt_least * self._paper.constants.prompt_rows))
+
     def learn(self, outcome: StepOutcome) -> None:
         """Take in what a step brought."""
         self._yields.learn(outcome)
@@ -89,8 +99,14 @@ class PlusScheduling:
         prompt_rows = self._prompt_rows(scene, spared, depth, width, nodes) if self._parts.slack_chunks else fixed.prompt_rows
         if not self._parts.priced:
             return RowShare(True, prompt_rows, fixed.budget, depth, width, pace=aim, spared=spared)
-        prompt = min(prompt_rows, demand.prompt)
-        most = self._room(scene, nodes, prompt) if depth else 0
+        prompt, most = min(prompt_rows, demand.prompt), 0
+        if depth:
+            wish = Wish(demand.decoding, nodes, prompt, min(prompt, self._least))
+            room = best_room(
+                wish, scene.padding, scene.latency, self._yields.brought, unit(offers, worth), self._constants.prompt_worth
+            )
+            most, prompt_rows = room.nodes, prompt_rows if room.prompt == prompt else room.prompt
+            prompt = room.prompt
         # Prompt rows that take the place of padding cost nothing.
         prompt = most_prompt(scene.padding, scene.padding.trees(demand.decoding, nodes, most), prompt, demand.prompt)
         rows = scene.padding.whole(scene.padding.trees(demand.decoding, most, most), prompt)
@@ -122,16 +138,6 @@ class PlusScheduling:
             return False
         newcomer = RequestState(request, list(request.prompt))
         return self._swiftest(replace(scene, decoding=[*scene.decoding, newcomer])) > targets.tpot
-
-    def _room(self, scene: Scene, nodes: int, prompt: int) -> int:
-        """How many nodes may be verified: half as many again as usual, for selection stops where they cease to pay.
-
-        Where room is paid for whether it is used or not, a few more than usual, and what else the padding holds.
-        """
-        n, padding = len(scene.decoding), scene.padding
-        cost = padding.whole(padding.trees(n, nodes, nodes + nodes // 8 + 4), prompt)
-        most = range(nodes + nodes // 2 + 17)
-        return bisect_right(most, cost, key=lambda k: padding.whole(padding.trees(n, nodes, k), prompt)) - 1
 
     def _width(self, drafting: int) -> int:
         if not self._parts.trees:
@@ -203,8 +209,7 @@ class PlusScheduling:
         fitting = costs[: bisect_right(costs, c.prompt_stretch * scene.latency.baseline)]
         strained = self._strained(scene, spared, base, 1 + sum(self._yields.accepted[:depth]))
         row_worth = waited(scene.backlog, scene.now, scene.latency.baseline) ** c.patience * len(scene.backlog) / waiting
-        least = max(1, round(c.prompt_least * self._paper.constants.prompt_rows))
-        return min(most, max(best_chunk(fitting, strained, row_worth), least))
+        return min(most, max(best_chunk(fitting, strained, row_worth), self._least))
 
     def _strained(self, scene: Scene, spared: frozenset[str], base: float, gain: float) -> Iterator[tuple[float, float]]:
         """What each running request can bear beside a step of `base` seconds, and how much of its way the step is."""

@@ -1,6 +1,6 @@
 """What drafting brings: tokens and nodes per depth, and what a token is worth in seconds. Learned from every step."""
 
-from itertools import compress
+from itertools import accumulate, compress
 
 from adaserve.step import StepOutcome
 
@@ -19,6 +19,9 @@ FIRST, NEXT = 0.6, 0.75
 CHAIN = 1.0
 """Before anything was measured: nodes verified at each depth. A guess that is too high is never put right, for nobody drafts."""
 
+FURTHER = 0.8
+"""What a node is worth that was not verified, compared with the worst that were."""
+
 
 class Yields:
     """Running estimates, per request that drafts.
@@ -32,6 +35,7 @@ class Yields:
         self.nodes = [CHAIN] * deepest
         self._tokens = 0.0
         self._seconds = 0.0
+        self._best = [0.0]  # f of the last step's best k nodes in all, by k
 
     @property
     def seconds_per_token(self) -> float | None:
@@ -41,9 +45,25 @@ class Yields:
         """
         return self._seconds / self._tokens if self._tokens else None
 
+    def brought(self, k: int, usual: int) -> float:
+        """Tokens that the best k nodes are expected to bring where `usual` are verified: by f, as it was in the last step."""
+        best, count = self._best, len(self._best) - 1
+        if not count:
+            return FIRST * NEXT * min(k, usual)
+        at = k * count / usual
+        below = min(int(at), count)
+        if below < count:
+            found = best[below] + (at - below) * (best[below + 1] - best[below])
+        else:  # further ones are as good as the last eighth was, or a little worse
+            last = max(1, count // 8)
+            found = best[count] + (at - count) * FURTHER * (best[count] - best[count - last]) / last
+        return found * usual / count
+
     def learn(self, outcome: StepOutcome) -> None:
         """Take in a step."""
         plan, drafted = outcome.plan, outcome.drafted
+        if drafted.path_prob:
+            self._best = [0.0, *accumulate(sorted(drafted.path_prob, reverse=True))]
         gained = sum(map(len, outcome.tokens))
         prompts = sum([chunk.length for chunk in plan.chunks])
         self._tokens = FADE * self._tokens + gained + self._prompt_worth * prompts

@@ -1,0 +1,76 @@
+"""Room: how many nodes a step may verify, and prompt rows beside them, where passes come in a few sizes only.
+
+There a node that is allowed for is paid for, verified or not, and the row after an edge costs as much as dozens. So a few sizes
+around the usual one are compared by what they are expected to bring, and the nodes of the best one are free:
+
+    rows |  roots  |  nodes, the best first    | prompt rows | padding |
+                              ^ half ... a few more than usual ^ as wished, or as many as the next smaller size holds
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from adaserve.latency import LatencyModel
+from adaserve.padding import Padding
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a step would compute if it cost nothing extra.
+
+    requests: who decode. nodes: usually verified of so many. prompt, least: prompt rows, and how many of them are not given up.
+    """
+
+    requests: int
+    nodes: int
+    prompt: int
+    least: int
+
+
+@dataclass(frozen=True)
+class Room:
+    """How many nodes may be verified, and prompt rows beside them."""
+
+    nodes: int
+    prompt: int
+
+
+def best_room(
+    wish: Wish, padding: Padding, latency: LatencyModel, brought: Callable[[int, int], float], unit: float, prompt_worth: float
+) -> Room:
+    """The room with the largest surplus of tokens over their time; of equals the larger.
+
+    brought(k, usual): tokens that the best k nodes are expected to bring where `usual` are verified. unit: seconds that a token
+    is worth. prompt_worth: of a prompt row, in tokens.
+    Where only what is verified is paid for, it is half as many nodes again as usual: selection stops where they cease to pay.
+    """
+    usual = wish.nodes
+    most = usual + usual // 2 + 16
+    if not padding.pays_for_room:
+        return Room(most, wish.prompt)
+
+    def size(nodes: int, prompt: int) -> int:
+        return padding.whole(padding.trees(wish.requests, min(nodes, usual), nodes), prompt)
+
+    sizes = (usual + usual // 8 + 4, usual, usual * 7 // 8, usual * 3 // 4, usual // 2)
+    smallest = size(sizes[-1], 0)
+    price = latency.added(smallest, size(sizes[0], wish.prompt) - smallest, unit)
+
+    def surplus(room: Room) -> float:
+        cost = price[max(0, size(room.nodes, room.prompt) - smallest)]
+        return brought(room.nodes, max(usual, 1)) + prompt_worth * room.prompt - cost
+
+    def rooms() -> list[Room]:
+        found = []
+        for nodes in sizes:
+            found.append(Room(nodes, wish.prompt))
+            whole = size(nodes, wish.prompt)
+            if wish.least < wish.prompt and size(nodes, wish.least) < whole:
+                fewer = bisect_right(range(wish.least, wish.prompt), whole - 1, key=lambda rows: size(nodes, rows))
+                found.append(Room(nodes, wish.least + fewer - 1))
+        return found
+
+    best = max(rooms(), key=surplus)
+    paid = size(best.nodes, best.prompt)
+    return Room(bisect_right(range(most + 1), paid, key=lambda nodes: size(nodes, best.prompt)) - 1, best.prompt)
