@@ -187,7 +187,7 @@ class ModelDrafter:
 
     def _grow(self, hidden: Tensor, slot: Tensor, room: Tensor, table: SlotTable, growth: Growth, longest: int) -> CandidateTree:
         """The beam's d steps from the roots' hidden states [a, hidden]; slot, room [a].  [a, d * w]"""
-        beam = Beam(growth.width, room, torch.ones_like(room, dtype=torch.bool))
+        beam = Beam(growth.width, room)
 
         def likeliest(hidden: Tensor, depth: int) -> tuple[Tensor, Tensor]:
             logits = self._decoder.logits(hidden, self._vocabulary)  # [a * r, V]
