@@ -26,7 +26,8 @@ def pack(candidates: CandidateTree, chosen: Tensor, root_token: Tensor, size: in
     rows, most = found
     if most > MAX_NODES:
         raise ValueError(f"a request may have at most {MAX_NODES} nodes verified, {most} were chosen")
-    return DraftTree(*out[: 8 * rows].view(8, rows).unbind(), count)
+    tokens, parents, row, depth, node, mask, column, sources = out[: 8 * rows].view(8, rows).unbind()
+    return DraftTree(tokens, parents, row, depth, node, mask, column, sources, count)
 
 
 def accepted_rows(tree: DraftTree, drawn: Tensor, max_depth: int) -> Tensor:

@@ -11,6 +11,7 @@ Catch-up chunks (prompts, d = 0 periods) ride along with pass 1.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -22,8 +23,8 @@ from adaserve.runtime.capture import Capture, reach
 from adaserve.runtime.passes import Passes
 from adaserve.runtime.slots import SlotTable
 from adaserve.runtime.transfer import stage, upload
-from adaserve.speculation.beam import Beam
 from adaserve.speculation.drafter import Gained
+from adaserve.speculation.growth import GrowthByPasses, NativeGrowth
 from adaserve.speculation.ranking import Ranking
 from adaserve.step import Chunk, Placement, StepPlan, draft_work
 from adaserve.tree import CandidateTree, DraftTree, Source
@@ -74,13 +75,13 @@ class ModelDrafter:
     def __init__(
         self, decoder: Decoder, pool: KVPool, passes: Passes, capture: Capture, slots: int, vocabulary: int | None = None
     ) -> None:
-        self._decoder = decoder
         self._pool = pool
         self._passes = passes
         self._capture = capture
-        self._vocabulary = vocabulary
         self._prepared: Prepared | None = None
         self._ranking = Ranking(slots, decoder.device)
+        self._native = NativeGrowth.of(decoder, pool, vocabulary)
+        self._by_passes = GrowthByPasses(decoder, pool, passes, vocabulary)
 
     def place(self, placement: Placement) -> None:
         """Remember how the request draws."""
@@ -113,8 +114,9 @@ class ModelDrafter:
             hidden = self._passes(table.known_batch(chunks, tail_start), longest)  # [B, hidden]
             if not active:
                 return CandidateTree.empty(n, table.device)
-            last = upload([chunk.length for chunk in first], table.device).cumsum(0) - 1  # [a]
-            tree = self._grow(hidden[last], slot, room, table, growth, longest)
+            last = [end - 1 for end in accumulate(chunk.length for chunk in first)]  # [a]
+            roots = hidden if len(last) == len(hidden) else hidden[upload(last, table.device)]  # [a, hidden]
+            tree = self._grow(roots, slot, room, table, growth, longest)
         else:
             # Shapes that the host knows beforehand: everybody reads two tokens, whether the draft knows the first or not.
             behind = [*plan.catch_up, *(Chunk(c.slot, c.start, c.length - 2) for c in first if c.length > 2)]
@@ -187,18 +189,12 @@ class ModelDrafter:
 
     def _grow(self, hidden: Tensor, slot: Tensor, room: Tensor, table: SlotTable, growth: Growth, longest: int) -> CandidateTree:
         """The beam's d steps from the roots' hidden states [a, hidden]; slot, room [a].  [a, d * w]"""
-        beam = Beam(growth.width, room)
-
-        def likeliest(hidden: Tensor, depth: int) -> tuple[Tensor, Tensor]:
-            logits = self._decoder.logits(hidden, self._vocabulary)  # [a * r, V]
-            return self._ranking.likeliest(logits, slot, table, depth, growth.width, growth.coupled)
-
-        rows = beam.extend(*likeliest(hidden, 1))
-        for step in range(1, growth.depth):
-            batch = table.beam_batch(slot, rows.token, rows.mask, rows.tail, step, self._pool.tail_start)
-            hidden = self._passes.plain(batch, longest)  # [a * w, hidden]
-            rows = beam.extend(*likeliest(hidden, step + 1))
-        return beam.tree()
+        ranked = self._ranking.of(slot, table, growth.depth, growth.coupled)
+        if self._native is not None:
+            tree = self._native(hidden, slot, room, table, ranked, growth.depth, growth.width)
+            if tree is not None:
+                return tree
+        return self._by_passes(hidden, slot, room, table, ranked, growth.depth, growth.width, longest)
 
 
 def _reach(chunks: Sequence[Chunk]) -> int:
