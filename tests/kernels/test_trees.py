@@ -5,8 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaserve.kernels.trees import pack, walk, walk_reference
+from adaserve.kernels.trees import edge_prob, pack, walk, walk_reference
 from adaserve.tree import MAX_NODES, CandidateTree
+from adaserve.tree import edge_prob as edge_prob_reference
 from adaserve.tree import pack as pack_reference
 from tests.devices import needs_native
 from tests.oracles.drafts import packed, path_of, random_nodes
@@ -42,3 +43,9 @@ def test_walking_equals_its_twin(seed: int, n: int, padding: int, surplus: int) 
     max_depth = max([0, *(len(path_of(tree, row)) for row in range(tree.rows - padding))]) + surplus
     for found, expected in zip(walk(tree, drawn, max_depth), walk_reference(tree, drawn, max_depth), strict=True):
         assert torch.equal(found, expected) and found.dtype == expected.dtype
+
+
+@needs_native
+@given(candidate_trees())
+def test_edges_equal_their_twin(candidates: CandidateTree) -> None:
+    assert torch.equal(edge_prob(candidates), edge_prob_reference(candidates))

@@ -18,7 +18,7 @@ from adaserve.clock import Clock
 from adaserve.executor.described import chunk_logprobs, tree_logprobs
 from adaserve.executor.found import Found, drafted_of, failed_slots
 from adaserve.executor.trace import Ahead, Trace
-from adaserve.kernels.trees import pack
+from adaserve.kernels.trees import edge_prob, pack
 from adaserve.models.decoder import Decoder
 from adaserve.padding import GraphPadding, Padding, Unpadded, places
 from adaserve.purse import Choose, Purse, Selected
@@ -33,7 +33,7 @@ from adaserve.runtime.transfer import Fetch, bundle, stage, upload
 from adaserve.speculation.drafter import Drafter, Gained
 from adaserve.speculation.verifier import verify
 from adaserve.step import PhaseTimes, StepOutcome, StepPlan, StepShape, Verdict
-from adaserve.tree import MAX_NODES, CandidateTree, DraftTree, edge_prob
+from adaserve.tree import MAX_NODES, CandidateTree, DraftTree
 
 
 class DeviceExecutor:

@@ -51,3 +51,10 @@ EXPORT void walk_trees(const int64_t* token, const int64_t* parent, const int64_
         length[row[at]]++;
     }
 }
+
+// parent, path_prob, edge [n, columns]: a node's share of its parent's path_prob, 0 for padding.
+EXPORT void edge_prob(const int64_t* parent, const double* path_prob, int64_t n, int64_t columns, double* edge) {
+    for (int64_t i = 0; i < n; i++, parent += columns, path_prob += columns, edge += columns)
+        for (int64_t j = 0; j < columns; j++)
+            edge[j] = path_prob[j] > 0 ? path_prob[j] / (parent[j] < 0 ? 1.0 : path_prob[parent[j]]) : 0.0;
+}

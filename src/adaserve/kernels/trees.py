@@ -1,4 +1,4 @@
-"""Packing and walking of trees on a CPU in one call each; tree.pack and `walk_reference` say what, in tensors for any device."""
+"""Packing and walking of trees in one call each on a CPU; their twins, some of which are in tree.py, take any device."""
 
 from array import array
 
@@ -7,6 +7,7 @@ from torch import Tensor
 
 from adaserve.kernels import native
 from adaserve.tree import MAX_NODES, CandidateTree, DraftTree
+from adaserve.tree import edge_prob as edge_prob_reference
 from adaserve.tree import pack as pack_reference
 
 
@@ -70,3 +71,14 @@ def walk(tree: DraftTree, drawn: Tensor, max_depth: int) -> tuple[Tensor, Tensor
     found = accepted.data_ptr(), tokens.data_ptr(), length.data_ptr()
     run(*(field.data_ptr() for field in fields), tree.rows, n, width, *found)
     return tokens, length, accepted
+
+
+def edge_prob(candidates: CandidateTree) -> Tensor:
+    """f(v) / f(parent), as tree.edge_prob: [n, N] float64, 0 for padding."""
+    parent, path_prob = candidates.parent, candidates.path_prob
+    run = native.function("trees", "edge_prob", "ppiip") if native.readable(parent, path_prob) else None
+    if run is None:
+        return edge_prob_reference(candidates)
+    edge = torch.empty_like(path_prob)  # [n, N]
+    run(parent.data_ptr(), path_prob.data_ptr(), *parent.shape, edge.data_ptr())
+    return edge
