@@ -12,7 +12,7 @@ from adaserve.runtime.passes import PlainPasses
 from adaserve.runtime.slots import SlotTable
 from adaserve.speculation.growth import GrowthByPasses, NativeGrowth
 from adaserve.speculation.ranking import Ranking
-from adaserve.step import PageGrant, Placement
+from adaserve.step import Chunk, PageGrant, Placement
 from tests.devices import needs_native
 
 SLOTS, PAGES, PAGE_SIZE = 4, 6, 8
@@ -54,7 +54,10 @@ def test_equals_passes(dtype: torch.dtype, n: int, width: int, depth: int, vocab
     table, ranking = place(torch.randint(1, 20, (SLOTS,), generator=draw).tolist(), 0.8)
     slot = torch.randperm(SLOTS, generator=draw)[:n]
     room = torch.randint(0, depth + 2, (n,), generator=draw)
-    hidden = torch.randn(n, decoder.config.hidden, generator=draw)
+    # Of each tree's slot what its draft has yet to read, then prompts of the others.
+    starts = {i: int(torch.randint(int(table.known[i]), (1,), generator=draw)) for i in range(SLOTS)}
+    owners = [*slot.tolist(), *(i for i in range(SLOTS) if i not in slot.tolist())]
+    chunks = [Chunk(i, starts[i], int(table.known[i]) - starts[i]) for i in owners]
     ranked = ranking.of(slot, table, depth, coupled)
     pools = [decoder.new_pool(pages=PAGES * SLOTS, page_size=PAGE_SIZE, slots=SLOTS) for _ in range(2)]
     for pool in pools:
@@ -63,9 +66,11 @@ def test_equals_passes(dtype: torch.dtype, n: int, width: int, depth: int, vocab
 
     native = NativeGrowth.of(decoder, pools[0], vocabulary)
     assert native is not None
-    found = native(hidden, slot, room, table, ranked, depth, width)
-    loop = GrowthByPasses(decoder, pools[1], PlainPasses(decoder, pools[1]), vocabulary)
-    expected = loop(hidden, slot, room, table, ranked, depth, width, longest=60)
+    found = native(chunks, slot, room, table, ranked, depth, width)
+    passes = PlainPasses(decoder, pools[1])
+    read = passes(table.known_batch(chunks, pools[1].tail_start), 60)
+    roots = read[torch.tensor([chunk.length for chunk in chunks[:n]]).cumsum(0) - 1]
+    expected = GrowthByPasses(decoder, pools[1], passes, vocabulary)(roots, slot, room, table, ranked, depth, width, longest=60)
     assert found is not None
     for name, x in vars(expected).items():
         assert torch.equal(getattr(found, name), x), name

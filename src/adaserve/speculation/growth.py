@@ -1,6 +1,7 @@
 """The growth of trees from the roots' hidden states: pass by pass, or in one native call (kernels/grow.cpp) to the same trees."""
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from adaserve.runtime.passes import SHEET, Passes
 from adaserve.runtime.slots import SlotTable
 from adaserve.speculation.beam import Beam
 from adaserve.speculation.ranking import Ranked
+from adaserve.step import Chunk
 from adaserve.tree import MAX_NODES, CandidateTree, Source
 
 _KERNELS = (
@@ -23,6 +25,7 @@ _KERNELS = (
     ("top", "top_tokens"),
     ("beam", "extend_beam"),
     ("places", "beam_rows"),
+    ("places", "known_rows"),
 )
 
 
@@ -54,7 +57,7 @@ class GrowthByPasses:
 
 @dataclass(frozen=True)
 class NativeGrowth:
-    """The same, as addresses.
+    """The same as addresses, and together with the pass that reads known tokens before.
 
     draft: words of grow.cpp's Draft; they point to what layers and decoder hold.
     """
@@ -80,34 +83,27 @@ class NativeGrowth:
         return NativeGrowth(decoder, pool, layers, array("q", [*kernels, *weights, proposed]))
 
     def __call__(
-        self, hidden: Tensor, slot: Tensor, room: Tensor, table: SlotTable, ranked: Ranked, depth: int, width: int
+        self, chunks: Sequence[Chunk], slot: Tensor, room: Tensor, table: SlotTable, ranked: Ranked, depth: int, width: int
     ) -> CandidateTree | None:
-        """The same trees; None where some tensor does not suit, and nothing was done."""
-        n, columns = len(slot), depth * width
-        numbers = ranked.inverse, ranked.temperature, *(() if ranked.key is None else (ranked.key,))
+        """Read chunks, and grow trees from the last rows of the first ones; None where something does not suit: nothing was done.
+
+        chunks: those of slot [a], then others'. slot, room [a].  [a, d * w]
+        """
+        n, columns, rows = len(slot), depth * width, sum(chunk.length for chunk in chunks)
+        key = ranked.key
+        numbers = slot, table.known, room, ranked.inverse, ranked.temperature, *(() if key is None else (key,))
         given = self.layers.words(self.pool, table.pages, table.page_size)
-        if given is None or n * width > SHEET or columns > MAX_NODES or not native.fits(hidden):
-            return None
-        if not native.readable(slot, room, table.known, *numbers):
+        if given is None or max(rows, n * width) > SHEET or columns > MAX_NODES or not native.readable(table.tokens, *numbers):
             return None
         token, parent = torch.empty(2, n, columns, dtype=torch.int64).unbind()  # [n, N]
         path_prob = torch.empty(n, columns, dtype=torch.float64)  # [n, N]
-        tensors = slot, table.known, room, ranked.inverse, ranked.temperature
-        key = 0 if ranked.key is None else ranked.key.data_ptr()
-        words = [
-            n,
-            width,
-            depth,
-            *(x.data_ptr() for x in tensors),
-            key,
-            token.data_ptr(),
-            parent.data_ptr(),
-            path_prob.data_ptr(),
-        ]
-        trees = array("q", words)
-        run = native.function("grow", "grow_trees", "pppddp")
+        known = array("q", [*(c.slot for c in chunks), *(c.start for c in chunks), *(c.length for c in chunks)])
+        reading = known.buffer_info()[0], len(chunks), rows, table.tokens.data_ptr(), table.tokens.shape[1]
+        pointers = [x.data_ptr() for x in numbers] + [0] * (key is None)
+        found = token.data_ptr(), parent.data_ptr(), path_prob.data_ptr()
+        trees = array("q", [*reading, n, width, depth, *pointers, *found])
+        run = native.function("grow", "grow_trees", "pppdd")
         assert run is not None, "`of` saw it"
-        arrays = (words.buffer_info()[0] for words in (self.draft, given, trees))
-        run(*arrays, *self.layers.constants, hidden.data_ptr())
+        run(*(words.buffer_info()[0] for words in (self.draft, given, trees)), *self.layers.constants)
         depths = torch.tensor([column // width + 1 for column in range(columns)])  # [N]
         return CandidateTree(token, parent, depths.expand_as(token), path_prob, torch.full_like(token, Source.MODEL))

@@ -110,13 +110,9 @@ class ModelDrafter:
         if table.spare is None:
             if not chunks:
                 return CandidateTree.empty(n, table.device)
-            longest = _reach(chunks)
-            hidden = self._passes(table.known_batch(chunks, tail_start), longest)  # [B, hidden]
-            if not active:
+            tree = self._read_and_grow(chunks, slot, room, table, growth)
+            if tree is None:
                 return CandidateTree.empty(n, table.device)
-            last = [end - 1 for end in accumulate(chunk.length for chunk in first)]  # [a]
-            roots = hidden if len(last) == len(hidden) else hidden[upload(last, table.device)]  # [a, hidden]
-            tree = self._grow(roots, slot, room, table, growth, longest)
         else:
             # Shapes that the host knows beforehand: everybody reads two tokens, whether the draft knows the first or not.
             behind = [*plan.catch_up, *(Chunk(c.slot, c.start, c.length - 2) for c in first if c.length > 2)]
@@ -170,7 +166,8 @@ class ModelDrafter:
 
         def run(slot: Tensor, room: Tensor) -> CandidateTree:
             hidden = self._passes.plain(table.last_batch(slot, self._pool.tail_start), bound)  # [2 a, hidden]
-            return self._grow(hidden[1::2], slot, room, table, growth, bound)
+            ranked = self._ranking.of(slot, table, growth.depth, growth.coupled)
+            return self._by_passes(hidden[1::2], slot, room, table, ranked, growth.depth, growth.width, bound)
 
         tree = self._capture(("speculate", growth, bound), run, slot, room)
         fields = tree.token, tree.parent, tree.depth, tree.path_prob, tree.source
@@ -187,14 +184,22 @@ class ModelDrafter:
     def learn(self, plan: StepPlan, gained: Gained) -> None:
         """Nothing: the tokens are read when they are drafted from."""
 
-    def _grow(self, hidden: Tensor, slot: Tensor, room: Tensor, table: SlotTable, growth: Growth, longest: int) -> CandidateTree:
-        """The beam's d steps from the roots' hidden states [a, hidden]; slot, room [a].  [a, d * w]"""
+    def _read_and_grow(
+        self, chunks: Sequence[Chunk], slot: Tensor, room: Tensor, table: SlotTable, growth: Growth
+    ) -> CandidateTree | None:
+        """Read all chunks, and grow the trees of slot [a] from the first a of them; None where a is 0.  [a, d * w]"""
         ranked = self._ranking.of(slot, table, growth.depth, growth.coupled)
-        if self._native is not None:
-            tree = self._native(hidden, slot, room, table, ranked, growth.depth, growth.width)
+        if self._native is not None and len(slot):
+            tree = self._native(chunks, slot, room, table, ranked, growth.depth, growth.width)
             if tree is not None:
                 return tree
-        return self._by_passes(hidden, slot, room, table, ranked, growth.depth, growth.width, longest)
+        longest = _reach(chunks)
+        hidden = self._passes(table.known_batch(chunks, self._pool.tail_start), longest)  # [B, hidden]
+        if not len(slot):
+            return None
+        last = [end - 1 for end in accumulate(chunk.length for chunk in chunks[: len(slot)])]  # [a]
+        roots = hidden[upload(last, table.device)]  # [a, hidden]
+        return self._by_passes(roots, slot, room, table, ranked, growth.depth, growth.width, longest)
 
 
 def _reach(chunks: Sequence[Chunk]) -> int:
