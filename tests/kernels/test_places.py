@@ -63,12 +63,12 @@ def test_rows_of_trees_equal_their_twins(candidates: CandidateTree, rng: random.
     tree = pack(candidates, *random_packing(rng, candidates))
     owned = known, pages, PAGE_SIZE, tree
     slot, spares = torch.randperm(SLOTS)[: len(tree.count)], torch.zeros(0, dtype=torch.int64)
-    arguments = (*owned, slot, spares, TAIL_START)
-    same(places.tree_rows(*arguments), places.tree_rows_reference(*arguments))
+    rows = (*owned, slot, spares, TAIL_START)
+    same(places.tree_rows(*rows), places.tree_rows_reference(*rows))
 
     accepted = (tree.depth > 0) & torch.tensor([rng.random() < 0.5 for _ in range(tree.rows)], dtype=torch.bool)
     place = torch.randint(64, (tree.rows,))
-    arguments = (*owned, accepted, place, slot, spares, TAIL_START)
+    arguments = (*owned, accepted, place, slot, TAIL_START)
     same(places.moved_rows(*arguments), places.moved_rows_reference(*arguments))
 
 

@@ -106,46 +106,49 @@ def tree_rows(
 
     spares: [0], or [1], the slot of padding, which the trees then may end in and which is the last group.
     """
-    run = native.function("places", "tree_rows", "pppippippiiip") if _exact(tree, spares, known, pages, slot) else None
+    fields = tree.row, tree.depth, tree.node
+    exact = not len(spares) and native.readable(*fields, tree.count, known, pages, slot)
+    run = native.function("places", "tree_rows", "pppippippiiip") if exact else None
     if run is None:
         return tree_rows_reference(known, pages, page_size, tree, slot, spares, tail_start)
     n, count = len(slot), tree.rows
     out = torch.empty(3 * count + n + 1, dtype=torch.int64)
-    rows = tree.row.data_ptr(), tree.depth.data_ptr(), tree.node.data_ptr(), count, tree.count.data_ptr()
+    rows = *(x.data_ptr() for x in fields), count, tree.count.data_ptr()
     table = known.data_ptr(), pages.data_ptr(), pages.shape[1], page_size
     run(*rows, slot.data_ptr(), n, *table, tail_start, out.data_ptr())
     position, prefix, dest, start = out.split([count, count, count, n + 1])
     return (tree.token, position, prefix, tree.mask, dest), start, slot
 
 
-def moved_rows_reference(
-    known: Tensor, pages: Tensor, page_size: int, tree: DraftTree, accepted: Tensor, place: Tensor, slot: Tensor, spares: Tensor,
-    tail_start: int,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The plain torch twin of `moved_rows`, for any device."""
-    owner = torch.cat([slot, spares])[tree.row]  # [B]
-    source = tail_start + owner * TAIL_ROWS + place  # [B]
+def node_rows(
+    known: Tensor, pages: Tensor, page_size: int, tree: DraftTree, place: Tensor, owners: Tensor, tail_start: int
+) -> tuple[Tensor, Tensor]:
+    """Pool rows where nodes' keys and values are, and where they belong once they are accepted: [B] each.
+
+    place [B]: rows in their slot's tail; owners: slots of the requests, and of padding where there is any.
+    """
+    owner = owners[tree.row]  # [B]
     dest = page_rows(pages, page_size, owner, known[owner] - 1 + tree.depth)  # [B]
-    if not len(spares):
-        row = accepted.nonzero()[:, 0]  # [m]
-        return source[row], dest[row]
-    idle = tail_start + spares * TAIL_ROWS  # [1]
-    return torch.where(accepted, source, idle), torch.where(accepted, dest, idle)
+    return tail_start + owner * TAIL_ROWS + place, dest
+
+
+def moved_rows_reference(
+    known: Tensor, pages: Tensor, page_size: int, tree: DraftTree, accepted: Tensor, place: Tensor, slot: Tensor, tail_start: int
+) -> tuple[Tensor, Tensor]:
+    """The plain torch twin of `moved_rows`, for any device."""
+    source, dest = node_rows(known, pages, page_size, tree, place, slot, tail_start)
+    row = accepted.nonzero()[:, 0]  # [m]
+    return source[row], dest[row]
 
 
 def moved_rows(
-    known: Tensor, pages: Tensor, page_size: int, tree: DraftTree, accepted: Tensor, place: Tensor, slot: Tensor, spares: Tensor,
-    tail_start: int,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Pool rows that accepted nodes move from and to, [m] each, before the gained tokens are known.
-
-    accepted [B] bool: nodes, no roots; place [B]: their rows in their slot's tail; slot [n]. With a spare slot m is B, and what
-    is not accepted moves from the spare tail to itself.
-    """
-    suits = _exact(tree, spares, known, pages, slot, accepted, place)
+    known: Tensor, pages: Tensor, page_size: int, tree: DraftTree, accepted: Tensor, place: Tensor, slot: Tensor, tail_start: int
+) -> tuple[Tensor, Tensor]:
+    """Of `node_rows` those of accepted [B] nodes, no roots, of trees without padding: [m] each."""
+    suits = native.readable(tree.row, tree.depth, known, pages, accepted, place, slot)
     run = native.function("places", "moved_rows", "ppppipppiiipp") if suits else None
     if run is None:
-        return moved_rows_reference(known, pages, page_size, tree, accepted, place, slot, spares, tail_start)
+        return moved_rows_reference(known, pages, page_size, tree, accepted, place, slot, tail_start)
     count = tree.rows
     out = torch.empty(2 * count, dtype=torch.int64)
     moved = array("q", [0])
@@ -188,8 +191,3 @@ def last_tokens(tokens: Tensor, known: Tensor, slot: Tensor) -> Tensor:
     last = torch.empty_like(slot)
     run(slot.data_ptr(), len(slot), tokens.data_ptr(), tokens.shape[1], known.data_ptr(), last.data_ptr())
     return last
-
-
-def _exact(tree: DraftTree, spares: Tensor, *tensors: Tensor) -> bool:
-    """Whether native code reads the tree and these tensors, and nothing is padded."""
-    return not len(spares) and native.readable(tree.row, tree.depth, tree.node, tree.count, *tensors)

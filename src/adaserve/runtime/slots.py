@@ -13,10 +13,11 @@ from adaserve.kernels.places import (
     known_rows,
     last_tokens,
     moved_rows,
+    node_rows,
     page_rows,
     tree_rows,
 )
-from adaserve.runtime.batch import ForwardBatch
+from adaserve.runtime.batch import TAIL_ROWS, ForwardBatch
 from adaserve.runtime.sampling import History
 from adaserve.runtime.transfer import upload
 from adaserve.step import Chunk, PageGrant, Placement
@@ -131,8 +132,12 @@ class SlotTable:
         accepted [B] bool: nodes, no roots; place [B]: their rows in their slot's tail; decoding [n]: slots. With a spare slot m
         is B, and what is not accepted moves from the spare tail to itself.
         """
-        owned = self.known, self.pages, self.page_size, tree, accepted, place, decoding, self._spares
-        return moved_rows(*owned, tail_start)
+        owned = self.known, self.pages, self.page_size, tree
+        if self.spare is None:
+            return moved_rows(*owned, accepted, place, decoding, tail_start)
+        source, dest = node_rows(*owned, place, torch.cat([decoding, self._spares]), tail_start)
+        idle = tail_start + self.spare * TAIL_ROWS
+        return torch.where(accepted, source, idle), torch.where(accepted, dest, idle)
 
     def beam_batch(self, slot: Tensor, token: Tensor, mask: Tensor, tail: Tensor, depth: int, tail_start: int) -> ForwardBatch:
         """The rows of one draft step: slot [n]; token, mask [n, w]; tail [w]: their rows in the tail; one group a request."""
