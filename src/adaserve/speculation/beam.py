@@ -1,4 +1,4 @@
-"""The beam that grows candidate trees from a draft model's predictions: pure tensor logic, no model.
+"""The beam that grows candidate trees from a draft model's predictions: logic alone, no model.
 
 Step 1 keeps the w best children of the root, each later step the w best of all w x |V| extensions by path probability
 (Theorem 4.1). No more than w extensions of one node can be among the w best, so a step only needs the draft's w likeliest tokens
