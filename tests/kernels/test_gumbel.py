@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaserve.kernels import gumbel
-from adaserve.kernels.gumbel import greedy_argmax, perturbed_argmax, perturbed_argmax_twin
+from adaserve.kernels.gumbel import finite_at, finite_at_reference, greedy_argmax, perturbed_argmax, perturbed_argmax_twin
 from tests.devices import needs_native
 from tests.oracles import sampling as oracle
 
@@ -54,7 +54,7 @@ def test_a_row_that_is_too_close_to_call_is_left_to_the_twin() -> None:
     logits[0, 7], logits[0, 31] = oracle.gumbel(1, 2, 3, 31), oracle.gumbel(1, 2, 3, 7)
     words = torch.tensor([1]), torch.tensor([2]), torch.tensor([3])
     found = gumbel._native(logits, torch.ones(1, dtype=torch.float64), gumbel.noise_key(*words), None)
-    assert found is not None and found[1].tolist() == [True]
+    assert found is not None and found[1] is not None and found[1].tolist() == [0]
     args = logits, torch.ones(1, dtype=torch.float64), *words
     assert torch.equal(perturbed_argmax(*args), perturbed_argmax_twin(*args))
 
@@ -96,3 +96,13 @@ def test_equals_the_oracle() -> None:
         oracle.draw(row, t, *words)
         for row, t, *words in zip(*(x.tolist() for x in (logits, temperature, seed, choice, position)), strict=True)
     ]
+
+
+@needs_native
+@given(st.integers(0, 10**6), st.integers(0, 9))
+def test_what_is_finite_equals_its_twin(seed: int, rows: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    values = torch.tensor([0.0, -1.5, 1e38, math.nan, math.inf, -math.inf])
+    logits = values[torch.randint(len(values), (rows, 7), generator=draw)]
+    token = torch.randint(7, (rows,), generator=draw)
+    assert torch.equal(finite_at(logits, token), finite_at_reference(logits, token))

@@ -36,24 +36,24 @@ def test_equals_the_loop(family: str, dtype: torch.dtype, rows: int):
         x = rms_norm(residual, decoder.layers[0].input_norm, decoder.config.eps)
         expected = decoder._run_layers(x, residual, batch, other)
         assert expected.abs().mean() > 0.1
-        assert decoder._native is not None
-        assert decoder._native(x, residual, batch, one)
+        assert decoder.native_layers is not None
+        assert decoder.native_layers(x, residual, batch, one)
         assert torch.equal(x, expected)
         assert torch.equal(one.keys, other.keys) and torch.equal(one.values, other.values)
         assert torch.equal(decoder.forward(batch, one), expected)
 
 
 def test_wide_numbers_take_the_loop():
-    assert make("llama", torch.float64)._native is None
+    assert make("llama", torch.float64).native_layers is None
 
 
 @needs_native
 def test_what_does_not_suit_is_left_alone():
     decoder = make("llama", torch.float32)
-    assert isinstance(decoder._native, NativeLayers)
+    assert isinstance(decoder.native_layers, NativeLayers)
     batch = causal_batch([(0, [1, 2], 0)], slots=1, pages_per_slot=1, page_size=4)
     pool = decoder.new_pool(pages=1, page_size=4, slots=1)
     pool.keys, pool.values = pool.keys.double(), pool.values.double()
     x, residual = torch.ones(2, 32), torch.ones(2, 32)
-    assert not decoder._native(x, residual, batch, pool)
+    assert not decoder.native_layers(x, residual, batch, pool)
     assert torch.equal(x, torch.ones(2, 32))

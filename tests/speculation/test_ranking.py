@@ -33,7 +33,7 @@ def test_a_draft_with_the_targets_logits_foresees_its_draws(seed: int, depth: in
     ranking, table = placed([0.0, 0.7, 1.0], [3, 10, 25])
     slot = torch.tensor([2, 0, 1])
     logits = torch.randn(3 * rows, V, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 3
-    token, log_prob = ranking.likeliest(logits, slot, table, depth, width, coupled=True)
+    token, log_prob = ranking.of(slot, table, depth, coupled=True).likeliest(logits, depth, width)
     assert token.shape == log_prob.shape == (3, rows, width)
     owner = slot.repeat_interleave(rows)
     heat = torch.tensor([0.0, 0.7, 1.0]).double()[owner]
@@ -49,7 +49,7 @@ def test_plain_ranking_is_the_drafts_own(seed: int, coupled: bool) -> None:
     heat = 0.0 if coupled else 0.5
     ranking, table = placed([heat, heat], [4, 4])
     logits = torch.randn(2, V, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    token, log_prob = ranking.likeliest(logits, torch.tensor([0, 1]), table, 1, 5, coupled)
+    token, log_prob = ranking.of(torch.tensor([0, 1]), table, 1, coupled).likeliest(logits, 1, 5)
     expected = torch.log_softmax(logits / (heat or 1.0), 1).topk(5)
     assert torch.equal(token[:, 0], expected.indices)
     torch.testing.assert_close(log_prob[:, 0], expected.values, rtol=0, atol=1e-9)
@@ -67,7 +67,7 @@ def test_what_it_says_comes_true_for_gumbel_errors(heat: float) -> None:
     target = draft + torch.from_numpy(rng.gumbel(size=(count, V)))
     slot = torch.zeros(1, dtype=torch.int64)
     for k in range(count):
-        token, log_prob = ranking.likeliest(draft[k : k + 1], slot, table, k + 1, 1, coupled=True)
+        token, log_prob = ranking.of(slot, table, k + 1, coupled=True).likeliest(draft[k : k + 1], k + 1, 1)
         drawn = perturbed_argmax(target[k : k + 1], torch.tensor([heat]), slot - 1, slot, slot + 9 + k)
         said.append(log_prob.exp().item())
         right.append(token.item() == drawn.item())

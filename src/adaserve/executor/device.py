@@ -18,6 +18,7 @@ from adaserve.clock import Clock
 from adaserve.executor.described import chunk_logprobs, tree_logprobs
 from adaserve.executor.found import Found, drafted_of, failed_slots
 from adaserve.executor.trace import Ahead, Trace
+from adaserve.kernels.trees import edge_prob, pack
 from adaserve.models.decoder import Decoder
 from adaserve.padding import GraphPadding, Padding, Unpadded, places
 from adaserve.purse import Choose, Purse, Selected
@@ -32,7 +33,7 @@ from adaserve.runtime.transfer import Fetch, bundle, stage, upload
 from adaserve.speculation.drafter import Drafter, Gained
 from adaserve.speculation.verifier import verify
 from adaserve.step import PhaseTimes, StepOutcome, StepPlan, StepShape, Verdict
-from adaserve.tree import MAX_NODES, CandidateTree, DraftTree, edge_prob, pack
+from adaserve.tree import MAX_NODES, CandidateTree, DraftTree
 
 
 class DeviceExecutor:
@@ -196,7 +197,7 @@ class DeviceExecutor:
         return self._capture(("draw", size, plan.depth, traits), check_rest, hidden, slot_of, *padded)
 
     def _pack(self, size: int | None, slot: Tensor, chosen: Tensor, *proposed: Tensor) -> DraftTree:
-        return pack(CandidateTree(*proposed), chosen, self._table.tokens[slot, self._table.known[slot] - 1], size)
+        return pack(CandidateTree(*proposed), chosen, self._table.last_tokens(slot), size)
 
     def _rows(self, tree: DraftTree, slot: Tensor) -> ForwardBatch:
         return self._table.tree_batch(tree, slot, self._pool.tail_start)

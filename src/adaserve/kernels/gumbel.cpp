@@ -251,7 +251,7 @@ struct Problem {
     const Logit* logits;
     int64_t stride;
     const double* temperature;
-    const int64_t* key;
+    const int64_t* key;    // null where all rows are greedy: then each is a group, for nothing is shared
     const int64_t* top_k;  // this and the next two: null without truncation
     const double* top_p;
     const double* min_p;
@@ -261,10 +261,10 @@ struct Problem {
 template <typename Logit>
 void draw_group(const Problem<Logit>& problem, int64_t start, int64_t stop, int64_t* token, uint8_t* unsure) {
     Row<Logit> rows[GROUP];
-    const uint64_t key = static_cast<uint64_t>(problem.key[start]);
+    const uint64_t key = problem.key ? static_cast<uint64_t>(problem.key[start]) : 0;
     for (int64_t r = start; r < stop; ++r) {
         Row<Logit>& row = rows[r - start];
-        row = {problem.logits + r * problem.stride, problem.temperature[r], 0, 1.0, 0.0};
+        row = {problem.logits + r * problem.stride, problem.key ? problem.temperature[r] : 0, 0, 1.0, 0.0};
         if (problem.top_k) {
             row.top_k = problem.top_k[r];
             row.top_p = problem.top_p[r];
@@ -286,7 +286,7 @@ template <typename Logit>
 void draw(const Problem<Logit>& problem, int64_t rows, int64_t* token, uint8_t* unsure) {
     std::vector<int64_t> start;
     for (int64_t row = 0; row < rows; ++row)
-        if (row == 0 || problem.key[row] != problem.key[row - 1] || row - start.back() == GROUP) start.push_back(row);
+        if (row == 0 || !problem.key || problem.key[row] != problem.key[row - 1] || row - start.back() == GROUP) start.push_back(row);
     const int64_t groups = static_cast<int64_t>(start.size());
     start.push_back(rows);
     parallel(groups, [&](int64_t group) { draw_group(problem, start[group], start[group + 1], token, unsure); });
@@ -359,7 +359,8 @@ EXPORT void perturb_f32(const float* logits, const double* temperature, const in
     });
 }
 
-// logits: rows of `vocab` numbers, `stride` apart. top_k, top_p, min_p: all null when nothing is truncated. unsure[r] is set
+// logits: rows of `vocab` numbers, `stride` apart. temperature, key: null when all are greedy. top_k, top_p, min_p: all null when
+// nothing is truncated. unsure[r] is set
 // where the twin must draw again: NaN, nothing finite, or too close to call.
 EXPORT void perturbed_argmax_f32(const float* logits, int64_t stride, const double* temperature, const int64_t* key,
                                  const int64_t* top_k, const double* top_p, const double* min_p, int64_t rows, int64_t vocab,
@@ -371,4 +372,9 @@ EXPORT void perturbed_argmax_f64(const double* logits, int64_t stride, const dou
                                  const int64_t* top_k, const double* top_p, const double* min_p, int64_t rows, int64_t vocab,
                                  int64_t* token, uint8_t* unsure) {
     draw(Problem<double>{logits, stride, temperature, key, top_k, top_p, min_p, vocab}, rows, token, unsure);
+}
+
+// Whether logits[r, token[r]] is a finite number.
+EXPORT void finite_at_f32(const float* logits, int64_t stride, const int64_t* token, int64_t rows, uint8_t* finite) {
+    for (int64_t r = 0; r < rows; ++r) finite[r] = std::isfinite(logits[r * stride + token[r]]);
 }

@@ -4,6 +4,8 @@
 T = 0. Scores are compared in float64 and ties go to the lowest token id.
 """
 
+from array import array
+
 import torch
 from torch import Tensor
 
@@ -33,9 +35,8 @@ def perturbed_argmax(
     found = _native(logits, temperature.double(), noise_key(seed, choice, position), truncation)
     if found is None:
         return perturbed_argmax_twin(logits, temperature, seed, choice, position, truncation)
-    token, unsure = found
-    if unsure.any():
-        again = unsure.nonzero()[:, 0]
+    token, again = found
+    if again is not None:
         part = None if truncation is None else truncation.of(again)
         words = seed[again], choice[again], position[again]
         token[again] = perturbed_argmax_twin(logits[again], temperature[again], *words, part)
@@ -58,19 +59,38 @@ def perturbed_argmax_twin(
 
 def greedy_argmax(logits: Tensor) -> Tensor:
     """Draw the likeliest token of each row, [R] int64: `perturbed_argmax` where every temperature is 0."""
-    row = torch.arange(logits.shape[0], device=logits.device)  # [R]; as keys: rows of one key share a thread, and need not here
-    found = _native(logits, torch.zeros_like(row, dtype=torch.float64), row, None)
+    found = _native(logits, None, None, None)
     if found is None:
         return torch.argmax(logits, dim=1)
-    token, unsure = found
-    if unsure.any():
-        again = unsure.nonzero()[:, 0]
+    token, again = found
+    if again is not None:
         token[again] = torch.argmax(logits[again], dim=1)
     return token
 
 
-def _native(logits: Tensor, temperature: Tensor, key: Tensor, truncation: Truncation | None) -> tuple[Tensor, Tensor] | None:
-    """Draw by the C++ kernel: token [R], and bool [R] where the twin must decide; None where there is no kernel."""
+def finite_at(logits: Tensor, token: Tensor) -> Tensor:
+    """Whether each row's logit of its token is a finite number: logits [R, V], token [R] -> [R] bool."""
+    suits = native.fits(logits) and native.readable(token)
+    run = native.function("gumbel", "finite_at_f32", "pipip") if suits else None
+    if run is None:
+        return finite_at_reference(logits, token)
+    finite = torch.empty(token.shape, dtype=torch.bool)  # [R]
+    run(logits.data_ptr(), logits.stride(0), token.data_ptr(), len(token), finite.data_ptr())
+    return finite
+
+
+def finite_at_reference(logits: Tensor, token: Tensor) -> Tensor:
+    """The plain torch twin of `finite_at`."""
+    return logits.gather(1, token.unsqueeze(1))[:, 0].isfinite()
+
+
+def _native(
+    logits: Tensor, temperature: Tensor | None, key: Tensor | None, truncation: Truncation | None
+) -> tuple[Tensor, Tensor | None] | None:
+    """Draw by the C++ kernel: token [R], and the rows [m] where the twin must decide, None if it need not; None without a kernel.
+
+    temperature, key: None where all rows are greedy.
+    """
     if logits.device.type != "cpu" or logits.dtype not in _SYMBOLS or logits.numel() == 0:
         return None
     kernel = native.function("gumbel", _SYMBOLS[logits.dtype], "pipppppiipp")
@@ -78,11 +98,10 @@ def _native(logits: Tensor, temperature: Tensor, key: Tensor, truncation: Trunca
         return None
     if logits.stride(1) != 1:
         logits = logits.contiguous()
-    key = key.contiguous()
-    token = torch.empty_like(key)  # [R]
-    unsure = torch.empty(key.shape, dtype=torch.bool)  # [R]
-    limits = [] if truncation is None else [truncation.top_k, truncation.top_p, truncation.min_p]
-    arrays = [array.contiguous() for array in (temperature, key, *limits)]  # alive until the kernel returns
-    addresses = [array.data_ptr() for array in arrays] + [None] * (5 - len(arrays))
-    kernel(logits.data_ptr(), logits.stride(0), *addresses, *logits.shape, token.data_ptr(), unsure.data_ptr())
-    return token, unsure
+    token = torch.empty(logits.shape[0], dtype=torch.int64)  # [R]
+    unsure = array("B", bytes(logits.shape[0]))
+    limits = [None] * 3 if truncation is None else [truncation.top_k, truncation.top_p, truncation.min_p]
+    arrays = [None if x is None else x.contiguous() for x in (temperature, key, *limits)]  # alive until the kernel returns
+    addresses = [None if x is None else x.data_ptr() for x in arrays]
+    kernel(logits.data_ptr(), logits.stride(0), *addresses, *logits.shape, token.data_ptr(), unsure.buffer_info()[0])
+    return token, torch.tensor([row for row, flag in enumerate(unsure) if flag]) if any(unsure) else None

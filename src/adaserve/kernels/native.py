@@ -181,6 +181,14 @@ def fits(*tensors: torch.Tensor) -> bool:
     return True
 
 
+def readable(*tensors: torch.Tensor) -> bool:
+    """Whether native code reads these tensors by address: on the CPU, without gaps. Their types are the caller's to know."""
+    for tensor in tensors:  # noqa: SIM110 - as above
+        if not tensor.is_cpu or not tensor.is_contiguous():
+            return False
+    return True
+
+
 def empty_huge(*shape: int, dtype: torch.dtype) -> torch.Tensor:
     """An uninitialised CPU tensor on huge pages where the system has them: page walks cost a tenth of a model pass."""
     tensor = torch.empty(*shape, dtype=dtype)

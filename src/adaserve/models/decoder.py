@@ -83,12 +83,12 @@ class Decoder:
         """
         residual = self._embed(batch.token)  # [B, hidden]
         x = rms_norm(residual, self.layers[0].input_norm, self.config.eps)  # [B, hidden]
-        if self._native is not None and self._native(x, residual, batch, pool):
+        if self.native_layers is not None and self.native_layers(x, residual, batch, pool):
             return x
         return self._run_layers(x, residual, batch, pool)
 
     @cached_property
-    def _native(self) -> NativeLayers | None:
+    def native_layers(self) -> NativeLayers | None:
         """The layers in one call, where they are native and nobody else has a share of them."""
         parts = self.layers, self.norm, self.table
         return NativeLayers(self.config, *parts) if self.group.size == 1 and NativeLayers.able(*parts) else None

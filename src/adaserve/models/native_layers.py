@@ -45,32 +45,54 @@ class NativeLayers:
             and all(native.library(name) is not None for name in ("layers", "rows", "attention"))
         )
 
+    @property
+    def addresses(self) -> tuple[int, int]:
+        """For native callers: where layers and shape are, of layers.h."""
+        return self._layers.buffer_info()[0], self._shape.buffer_info()[0]
+
+    @property
+    def constants(self) -> tuple[float, float]:
+        """For native callers: the norms' epsilon and the scale of attention's scores."""
+        return self._eps, self._scale
+
+    def words(
+        self, pool: KVPool, pages: Tensor, page_size: int, rows: Sequence[int] = (0,) * 5, groups: Sequence[int] = (0,) * 3
+    ) -> "array[int] | None":
+        """A pass over `pool` for native code, as layers.h has it; None where the pool does not suit.
+
+        pages [slots, P]. rows: how many, then where position, dest, prefix and mask are. groups: how many, then where start and
+        slot are. Zeros: for the caller's native code to fill in.
+        """
+        keys, values = pool.keys, pool.values  # [layers, R, KH, hd]
+        attend, rotation = attention_kernel(keys.dtype), ROTATIONS.get(keys.dtype)
+        if attend is None or rotation is None or not native.readable(keys, values, pages):
+            return None
+        rotate, attend_at = native.address("rows", rotation), native.address("attention", attend)
+        assert rotate is not None and attend_at is not None, "both are beside others that are there"
+        return array(
+            "q",
+            [
+                *(self._add_norm, self._gate, rotate, attend_at),
+                *(keys.data_ptr(), values.data_ptr(), keys.stride(0) * keys.element_size()),
+                *rows,
+                *groups,
+                *(pages.data_ptr(), pages.shape[1], page_size, pool.tail_start),
+            ],
+        )
+
     def __call__(self, x: Tensor, residual: Tensor, batch: ForwardBatch, pool: KVPool) -> bool:
         """Run a pass in place, as Decoder's own loop does; False where some tensor does not suit, and nothing was done.
 
         x, residual [B, hidden] float32: the rows after the first norm and before it; x becomes the rows after the last norm, and
         residual is used up. Keys and values are written to `pool`.
         """
-        keys, values = pool.keys, pool.values  # [layers, R, KH, hd]
-        attend, rotation = attention_kernel(keys.dtype), ROTATIONS.get(keys.dtype)
-        numbers = batch.position, batch.dest, batch.prefix, batch.mask, batch.start, batch.slot, batch.pages
-        if attend is None or rotation is None or not native.fits(x, residual):
+        numbers = batch.position, batch.dest, batch.prefix, batch.mask, batch.start, batch.slot
+        if not native.fits(x, residual) or not native.readable(*numbers):
             return False
-        if not all(part.is_contiguous() for part in (keys, values, *numbers)):
+        position, dest, prefix, mask, start, slot = (part.data_ptr() for part in numbers)
+        rows, groups = (len(x), position, dest, prefix, mask), (len(batch.slot), start, slot)
+        words = self.words(pool, batch.pages, batch.page_size, rows, groups)
+        if words is None:
             return False
-        rotate, attend_at = native.address("rows", rotation), native.address("attention", attend)
-        assert rotate is not None and attend_at is not None, "both are beside others that are there"
-        position, dest, prefix, mask, start, slot, pages = (part.data_ptr() for part in numbers)
-        words = array(
-            "q",
-            [
-                *(self._add_norm, self._gate, rotate, attend_at),
-                *(keys.data_ptr(), values.data_ptr(), keys.stride(0) * keys.element_size()),
-                *(len(x), position, dest, prefix, mask),
-                *(len(batch.slot), start, slot, pages),
-                *(batch.pages.shape[1], batch.page_size, batch.tail_start),
-            ],
-        )
-        arrays = (numbers.buffer_info()[0] for numbers in (self._layers, self._shape, words))
-        self._run(*arrays, self._eps, self._scale, x.data_ptr(), residual.data_ptr())
+        self._run(*self.addresses, words.buffer_info()[0], *self.constants, x.data_ptr(), residual.data_ptr())
         return True

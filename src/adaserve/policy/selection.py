@@ -136,4 +136,16 @@ class ChainSelection:
 
     def on_host(self, candidates: CandidateTree, need: Sequence[float], limits: Limits, temperature: Sequence[float]) -> Selected:
         """The same for candidates in the host's memory."""
-        return in_tensors(self, candidates, need, limits, temperature)
+        n, columns = candidates.token.shape
+        if n == 0 or columns == 0:
+            return in_tensors(self, candidates, need, limits, temperature)
+        nodes = [
+            (request, column)
+            for request, f in enumerate(candidates.path_prob.tolist())
+            for column in [column for column, x in enumerate(f) if x > 0.0][:MAX_NODES]
+        ]
+        if len(nodes) > limits.nodes:
+            depth = candidates.depth.tolist()
+            nodes.sort(key=lambda node: (depth[node[0]][node[1]], node[1], node[0]))
+        bought = (request * columns + column for request, column in nodes[: max(limits.nodes, 0)])
+        return Selected.of(n, columns, bought, ())

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adaserve.kernels.gumbel import greedy_argmax, perturbed_argmax
+from adaserve.kernels.gumbel import finite_at, greedy_argmax, perturbed_argmax
 from adaserve.kernels.truncation import Truncation
 from adaserve.runtime import processors
 from adaserve.runtime.table import SamplingTable, Traits
@@ -48,7 +48,10 @@ class DrawRows:
         device = tree.token.device
         chunk = slot_of[tree.count.shape[0] :]  # [C]
         # Padding rows belong to request n, which does not exist; some other slot's parameters serve for their idle draws.
-        slot = torch.cat([slot_of[tree.row.clamp(max=slot_of.shape[0] - 1)], chunk])  # [R]
+        slot = slot_of[tree.row.clamp(max=slot_of.shape[0] - 1)]  # [B]
+        if not len(chunk):
+            return DrawRows(slot, known[slot] + tree.depth, tree.token, tree.parent, tree.depth, max_depth, traits)
+        slot = torch.cat([slot, chunk])  # [R]
         own = torch.arange(tree.token.shape[0], slot.shape[0], device=device)  # [C]
         nothing = torch.zeros_like(own)
         depth = torch.cat([tree.depth, nothing])
@@ -159,4 +162,4 @@ def _draw(logits: Tensor, slot: Tensor, position: Tensor, table: SamplingTable, 
     else:
         token = greedy_argmax(logits)
     # Argmax prefers NaN to everything and +inf to the rest, so its own logit tells of both.
-    return Draws(token, logits.gather(1, token.unsqueeze(1))[:, 0].isfinite())
+    return Draws(token, finite_at(logits, token))

@@ -1,4 +1,4 @@
-"""The beam that grows candidate trees from a draft model's predictions: pure tensor logic, no model.
+"""The beam that grows candidate trees from a draft model's predictions: logic alone, no model.
 
 Step 1 keeps the w best children of the root, each later step the w best of all w x |V| extensions by path probability
 (Theorem 4.1). No more than w extensions of one node can be among the w best, so a step only needs the draft's w likeliest tokens
@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from adaserve.tree import MAX_NODES, ROOT, CandidateTree, Source
+from adaserve.kernels.beam import Kept, extend
+from adaserve.tree import MAX_NODES, CandidateTree, Source
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,15 @@ class Beam:
 
     width     w, nodes kept per step and request
     room      [n] int64  deepest node that each request may use
-    drafting  [n] bool   whether it drafts at all; the others get padding only
+    drafting  [n] bool   whether it drafts at all; the others get padding only. None: all do
     """
 
-    def __init__(self, width: int, room: Tensor, drafting: Tensor) -> None:
+    def __init__(self, width: int, room: Tensor, drafting: Tensor | None = None) -> None:
         if not 1 <= width <= MAX_NODES:
             raise ValueError(f"a beam's width must be in [1, {MAX_NODES}], got {width}")
         self._width = width
-        self._room = torch.where(drafting, room, 0)  # [n]
+        self._room = room if drafting is None else torch.where(drafting, room, 0)  # [n]
+        self._kept: Kept | None = None  # by the last step
         self._steps: list[BeamRows] = []
 
     def extend(self, token: Tensor, log_prob: Tensor) -> BeamRows:
@@ -63,35 +64,18 @@ class Beam:
         log_prob  [n, r, k]        their conditional log-probabilities under the draft; -inf and NaN count as impossible
         k >= w, or the whole vocabulary. Raises ValueError when the trees would outgrow MAX_NODES columns.
         """
-        n, rows, ranks = token.shape
+        rows = token.shape[1]
         width, first = self._width, len(self._steps) * self._width
         if first + width > MAX_NODES:
             raise ValueError(f"{len(self._steps) + 1} steps of width {width} exceed {MAX_NODES} candidates")
         if rows != (width if self._steps else 1):
             raise ValueError(f"step {len(self._steps) + 1} of a beam of width {width} cannot extend {rows} rows")
         depth = len(self._steps) + 1
-
-        # In float64, and as a product of numbers <= 1: then f cannot rise along a path, whatever the rounding.
-        edge = log_prob.double().exp().nan_to_num(nan=0.0).clamp(max=1.0)  # [n, r, k]
-        edge = edge.masked_fill((depth > self._room)[:, None, None], 0.0)
-        if self._steps:
-            edge = self._steps[-1].path_prob[:, :, None] * edge
-        missing = max(width - rows * ranks, 0)  # a vocabulary smaller than the width
-        score, pick = pad(edge.flatten(1), (0, missing)).sort(dim=1, descending=True, stable=True)
-        score, pick = score[:, :width], pick[:, :width]  # [n, w]
-        chosen = pad(token.flatten(1), (0, missing)).gather(1, pick).masked_fill(score == 0, 0)
-
+        kept = extend(token, log_prob, self._room, self._kept, depth, width)
         tail = torch.arange(first, first + width, device=token.device)  # [w]
-        mask = (1 << tail).expand(n, width)
-        if self._steps:
-            above = (pick // ranks).clamp(max=rows - 1)  # [n, w], row of the parent in the last step
-            parent = above + (first - width)
-            mask = mask | self._steps[-1].mask.gather(1, above)
-        else:
-            parent = torch.full_like(pick, ROOT)
-        kept = BeamRows(chosen, parent, score, tail, mask, depth)
-        self._steps.append(kept)
-        return kept
+        self._kept = kept
+        self._steps.append(BeamRows(kept.token, kept.parent, kept.path_prob, tail, kept.mask, depth))
+        return self._steps[-1]
 
     def tree(self) -> CandidateTree:
         """The candidates of all steps so far, N = steps * w columns."""

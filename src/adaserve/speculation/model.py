@@ -11,6 +11,7 @@ Catch-up chunks (prompts, d = 0 periods) ride along with pass 1.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -22,8 +23,8 @@ from adaserve.runtime.capture import Capture, reach
 from adaserve.runtime.passes import Passes
 from adaserve.runtime.slots import SlotTable
 from adaserve.runtime.transfer import stage, upload
-from adaserve.speculation.beam import Beam
 from adaserve.speculation.drafter import Gained
+from adaserve.speculation.growth import GrowthByPasses, NativeGrowth
 from adaserve.speculation.ranking import Ranking
 from adaserve.step import Chunk, Placement, StepPlan, draft_work
 from adaserve.tree import CandidateTree, DraftTree, Source
@@ -74,13 +75,13 @@ class ModelDrafter:
     def __init__(
         self, decoder: Decoder, pool: KVPool, passes: Passes, capture: Capture, slots: int, vocabulary: int | None = None
     ) -> None:
-        self._decoder = decoder
         self._pool = pool
         self._passes = passes
         self._capture = capture
-        self._vocabulary = vocabulary
         self._prepared: Prepared | None = None
         self._ranking = Ranking(slots, decoder.device)
+        self._native = NativeGrowth.of(decoder, pool, vocabulary)
+        self._by_passes = GrowthByPasses(decoder, pool, passes, vocabulary)
 
     def place(self, placement: Placement) -> None:
         """Remember how the request draws."""
@@ -109,12 +110,9 @@ class ModelDrafter:
         if table.spare is None:
             if not chunks:
                 return CandidateTree.empty(n, table.device)
-            longest = _reach(chunks)
-            hidden = self._passes(table.known_batch(chunks, tail_start), longest)  # [B, hidden]
-            if not active:
+            tree = self._read_and_grow(chunks, slot, room, table, growth)
+            if tree is None:
                 return CandidateTree.empty(n, table.device)
-            last = upload([chunk.length for chunk in first], table.device).cumsum(0) - 1  # [a]
-            tree = self._grow(hidden[last], slot, room, table, growth, longest)
         else:
             # Shapes that the host knows beforehand: everybody reads two tokens, whether the draft knows the first or not.
             behind = [*plan.catch_up, *(Chunk(c.slot, c.start, c.length - 2) for c in first if c.length > 2)]
@@ -168,7 +166,8 @@ class ModelDrafter:
 
         def run(slot: Tensor, room: Tensor) -> CandidateTree:
             hidden = self._passes.plain(table.last_batch(slot, self._pool.tail_start), bound)  # [2 a, hidden]
-            return self._grow(hidden[1::2], slot, room, table, growth, bound)
+            ranked = self._ranking.of(slot, table, growth.depth, growth.coupled)
+            return self._by_passes(hidden[1::2], slot, room, table, ranked, growth.depth, growth.width, bound)
 
         tree = self._capture(("speculate", growth, bound), run, slot, room)
         fields = tree.token, tree.parent, tree.depth, tree.path_prob, tree.source
@@ -185,20 +184,22 @@ class ModelDrafter:
     def learn(self, plan: StepPlan, gained: Gained) -> None:
         """Nothing: the tokens are read when they are drafted from."""
 
-    def _grow(self, hidden: Tensor, slot: Tensor, room: Tensor, table: SlotTable, growth: Growth, longest: int) -> CandidateTree:
-        """The beam's d steps from the roots' hidden states [a, hidden]; slot, room [a].  [a, d * w]"""
-        beam = Beam(growth.width, room, torch.ones_like(room, dtype=torch.bool))
-
-        def likeliest(hidden: Tensor, depth: int) -> tuple[Tensor, Tensor]:
-            logits = self._decoder.logits(hidden, self._vocabulary)  # [a * r, V]
-            return self._ranking.likeliest(logits, slot, table, depth, growth.width, growth.coupled)
-
-        rows = beam.extend(*likeliest(hidden, 1))
-        for step in range(1, growth.depth):
-            batch = table.beam_batch(slot, rows.token, rows.mask, rows.tail, step, self._pool.tail_start)
-            hidden = self._passes.plain(batch, longest)  # [a * w, hidden]
-            rows = beam.extend(*likeliest(hidden, step + 1))
-        return beam.tree()
+    def _read_and_grow(
+        self, chunks: Sequence[Chunk], slot: Tensor, room: Tensor, table: SlotTable, growth: Growth
+    ) -> CandidateTree | None:
+        """Read all chunks, and grow the trees of slot [a] from the first a of them; None where a is 0.  [a, d * w]"""
+        ranked = self._ranking.of(slot, table, growth.depth, growth.coupled)
+        if self._native is not None and len(slot):
+            tree = self._native(chunks, slot, room, table, ranked, growth.depth, growth.width)
+            if tree is not None:
+                return tree
+        longest = _reach(chunks)
+        hidden = self._passes(table.known_batch(chunks, self._pool.tail_start), longest)  # [B, hidden]
+        if not len(slot):
+            return None
+        last = [end - 1 for end in accumulate(chunk.length for chunk in chunks[: len(slot)])]  # [a]
+        roots = hidden[upload(last, table.device)]  # [a, hidden]
+        return self._by_passes(roots, slot, room, table, ranked, growth.depth, growth.width, longest)
 
 
 def _reach(chunks: Sequence[Chunk]) -> int:

@@ -14,6 +14,8 @@ compares across requests as f must. (Agreement of two samplers through common no
 Bias, penalties and truncation act on the target's draws alone: a draft that knew them would match more often, not be more right.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -51,19 +53,39 @@ class Ranking:
         """Whether any of these slots' requests draws at random: coupling changes nothing for the others."""
         return not self._random.isdisjoint(slots)
 
-    def likeliest(
-        self, logits: Tensor, slot: Tensor, table: SlotTable, depth: int, width: int, coupled: bool
-    ) -> tuple[Tensor, Tensor]:
+    def of(self, slot: Tensor, table: SlotTable, depth: int, coupled: bool) -> "Ranked":
+        """What matters of the requests on `slot` [a] for trees of this depth."""
+        if not coupled:
+            return Ranked(self._inverse[slot], self._temperature[slot], None)
+        # The root is the last known token, so its children are drawn at the position `known`, as in DrawRows.of.
+        position = table.known[slot] + torch.arange(depth, device=slot.device)[:, None]  # [d, a]
+        key = noise_key(self._seed[slot], self._choice[slot], position)  # [d, a]
+        temperature = self._temperature[slot]  # [a]
+        return Ranked(torch.ones_like(temperature), temperature, key)
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """How some requests' drafts rank, for trees of depth d.
+
+    inverse [a] float64: one over the temperature of the softmax. temperature [a] float64: of the draws. key [d, a] int64: names
+    of the noise at every depth (noise.noise_key), to be added times the temperature; None: none is.
+    """
+
+    inverse: Tensor
+    temperature: Tensor
+    key: Tensor | None
+
+    def likeliest(self, logits: Tensor, depth: int, width: int) -> tuple[Tensor, Tensor]:
         """The w likeliest next tokens of every row, and log f of each given that the row itself is right: [a, r, w] each.
 
-        logits [a * r, V]: r rows of each of the requests on `slot` [a]. depth: of the tokens that follow, 1 for roots' children.
+        logits [a * r, V]: r rows of each request. depth: of the tokens that follow, 1 for roots' children.
         """
-        rows = logits.shape[0] // slot.shape[0]
-        scale = self._inverse[slot]  # [a]
-        if coupled:
-            # The root is the last known token, so its children are drawn at the position `known`, as in DrawRows.of.
-            key = noise_key(self._seed[slot], self._choice[slot], table.known[slot] + depth - 1)  # [a]
-            logits = perturb(logits, self._temperature[slot].repeat_interleave(rows), key.repeat_interleave(rows))
-            scale = torch.ones_like(scale)
-        token, log_prob = top_tokens(logits, scale.repeat_interleave(rows), min(width, logits.shape[1]))  # [a * r, w]
-        return token.view(len(slot), rows, -1), log_prob.view(len(slot), rows, -1)
+        requests = len(self.inverse)
+        rows = logits.shape[0] // requests
+        if self.key is not None:
+            key = self.key[depth - 1].repeat_interleave(rows)  # [a * r]
+            logits = perturb(logits, self.temperature.repeat_interleave(rows), key)
+        scale = self.inverse.repeat_interleave(rows)  # [a * r]
+        token, log_prob = top_tokens(logits, scale, min(width, logits.shape[1]))  # [a * r, w]
+        return token.view(requests, rows, -1), log_prob.view(requests, rows, -1)

@@ -13,37 +13,18 @@ probability of its path, so a tree gains 1 + sum f(v) tokens in expectation when
 import torch
 from torch import Tensor
 
+from adaserve.kernels.trees import walk
 from adaserve.step import Verdict
 from adaserve.tree import DraftTree
 
 
-def accepted_rows(tree: DraftTree, drawn: Tensor, max_depth: int) -> Tensor:
-    """Say which packed rows lie on the accepted path, roots included: [B] bool.
-
-    drawn [B]: the target's draw at every row. `max_depth` is at least the deepest node's depth, known to the host.
-    Children of one parent carry different tokens, so the accepted rows of a request are one path.
-    """
-    is_root = tree.depth == 0  # [B]
-    match = tree.token == drawn[tree.parent]  # [B]
-    accepted = is_root
-    for _ in range(max_depth):
-        accepted = is_root | (match & accepted[tree.parent])
-    return accepted
-
-
 def verify(tree: DraftTree, drawn: Tensor, max_depth: int) -> Verdict:
-    """Walk all trees at once and gather what each request gained; d rounds of tensor operations, nothing read by the host.
+    """Walk all trees at once and gather what each request gained; nothing is read by the host.
 
     drawn [B]: the target's draw at every row of the tree. `max_depth` is D, at least the deepest node's depth.
     Returns tokens [n, D + 1] (padded with 0), length [n] and accepted [B].
     """
-    n, width = tree.count.shape[0], max_depth + 1
-    if tree.rows == n and max_depth == 0:  # roots alone: nothing to walk
+    if max_depth == 0 and tree.rows == tree.count.shape[0]:  # roots alone: nothing to walk
         one = torch.ones_like(drawn)
         return Verdict(drawn[:, None], one, one.bool())
-    accepted = accepted_rows(tree, drawn, max_depth)
-    # Rows off the path write to a spare cell behind the last request's.
-    cell = torch.where(accepted, tree.row * width + tree.depth, n * width)  # [B]
-    tokens = drawn.new_zeros(n * width + 1).scatter(0, cell, drawn)[:-1].view(n, width)
-    length = tree.count.new_zeros(n + 1).scatter_add(0, tree.row, accepted.long())[:-1]  # padding rows belong to request n
-    return Verdict(tokens, length, accepted)
+    return Verdict(*walk(tree, drawn, max_depth))

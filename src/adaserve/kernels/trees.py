@@ -1,0 +1,84 @@
+"""Packing and walking of trees in one call each on a CPU; their twins, some of which are in tree.py, take any device."""
+
+from array import array
+
+import torch
+from torch import Tensor
+
+from adaserve.kernels import native
+from adaserve.tree import MAX_NODES, CandidateTree, DraftTree
+from adaserve.tree import edge_prob as edge_prob_reference
+from adaserve.tree import pack as pack_reference
+
+
+def pack(candidates: CandidateTree, chosen: Tensor, root_token: Tensor, size: int | None = None) -> DraftTree:
+    """Pack the roots and the chosen nodes of all requests into flat rows: tree.pack, whose depths follow from parents."""
+    n, columns = chosen.shape
+    token, parent, source = candidates.token, candidates.parent, candidates.source
+    suits = size is None and columns and native.readable(token, parent, source, chosen, root_token)
+    run = native.function("trees", "pack_trees", "pppppiippp") if suits else None
+    if run is None:
+        return pack_reference(candidates, chosen, root_token, size)
+    count = torch.empty_like(root_token)  # [n]
+    out = torch.empty(8 * n * (columns + 1), dtype=torch.int64)
+    found = array("q", [0, 0])
+    arrays = token.data_ptr(), parent.data_ptr(), source.data_ptr(), chosen.data_ptr(), root_token.data_ptr()
+    run(*arrays, n, columns, count.data_ptr(), found.buffer_info()[0], out.data_ptr())
+    rows, most = found
+    if most > MAX_NODES:
+        raise ValueError(f"a request may have at most {MAX_NODES} nodes verified, {most} were chosen")
+    tokens, parents, row, depth, node, mask, column, sources = out[: 8 * rows].view(8, rows).unbind()
+    return DraftTree(tokens, parents, row, depth, node, mask, column, sources, count)
+
+
+def accepted_rows(tree: DraftTree, drawn: Tensor, max_depth: int) -> Tensor:
+    """Say which packed rows lie on the accepted path, roots included: [B] bool.
+
+    Children of one parent carry different tokens, so the accepted rows of a request are one path.
+    """
+    is_root = tree.depth == 0  # [B]
+    match = tree.token == drawn[tree.parent]  # [B]
+    accepted = is_root
+    for _ in range(max_depth):
+        accepted = is_root | (match & accepted[tree.parent])
+    return accepted
+
+
+def walk_reference(tree: DraftTree, drawn: Tensor, max_depth: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The plain torch twin of `walk`; d rounds of tensor operations, nothing read by the host."""
+    n, width = tree.count.shape[0], max_depth + 1
+    accepted = accepted_rows(tree, drawn, max_depth)
+    # Rows off the path write to a spare cell behind the last request's.
+    cell = torch.where(accepted, tree.row * width + tree.depth, n * width)  # [B]
+    tokens = drawn.new_zeros(n * width + 1).scatter(0, cell, drawn)[:-1].view(n, width)
+    length = tree.count.new_zeros(n + 1).scatter_add(0, tree.row, accepted.long())[:-1]  # padding rows belong to request n
+    return tokens, length, accepted
+
+
+def walk(tree: DraftTree, drawn: Tensor, max_depth: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Walk all trees along the tokens that were drawn: tokens [n, D + 1] gained, padded with 0, length [n], and accepted [B].
+
+    drawn [B]: the target's draw at every row. `max_depth` is D, at least the deepest node's depth, known to the host.
+    """
+    fields = tree.token, tree.parent, tree.row, tree.depth, drawn
+    run = native.function("trees", "walk_trees", "pppppiiippp") if native.readable(*fields) else None
+    if run is None:
+        return walk_reference(tree, drawn, max_depth)
+    n, width = tree.count.shape[0], max_depth + 1
+    tokens = torch.empty(n, width, dtype=torch.int64)  # [n, D + 1]
+    length = torch.empty(n, dtype=torch.int64)  # [n]
+    accepted = torch.empty(tree.rows, dtype=torch.bool)  # [B]
+    found = accepted.data_ptr(), tokens.data_ptr(), length.data_ptr()
+    run(*(field.data_ptr() for field in fields), tree.rows, n, width, *found)
+    return tokens, length, accepted
+
+
+def edge_prob(candidates: CandidateTree) -> Tensor:
+    """f(v) / f(parent), as tree.edge_prob: [n, N] float64, 0 for padding."""
+    parent, path_prob = candidates.parent, candidates.path_prob
+    run = native.function("trees", "edge_prob", "ppiip") if native.readable(parent, path_prob) else None
+    if run is None:
+        return edge_prob_reference(candidates)
+    edge = torch.empty_like(path_prob)  # [n, N]
+    run(parent.data_ptr(), path_prob.data_ptr(), *parent.shape, edge.data_ptr())
+    return edge

@@ -1,0 +1,51 @@
+import random
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adaserve.kernels.trees import edge_prob, pack, walk, walk_reference
+from adaserve.tree import MAX_NODES, CandidateTree
+from adaserve.tree import edge_prob as edge_prob_reference
+from adaserve.tree import pack as pack_reference
+from tests.devices import needs_native
+from tests.oracles.drafts import packed, path_of, random_nodes
+from tests.strategies import candidate_trees, seeds
+from tests.test_tree import random_packing
+
+
+@needs_native
+@given(candidate_trees(), seeds())
+def test_packing_equals_its_twin(candidates: CandidateTree, rng: random.Random) -> None:
+    chosen, root_token = random_packing(rng, candidates)
+    found, expected = pack(candidates, chosen, root_token), pack_reference(candidates, chosen, root_token)
+    for name, x in vars(found).items():
+        assert torch.equal(x, getattr(expected, name)), name
+        assert x.dtype == torch.int64 and x.is_contiguous(), name
+
+
+def test_too_many_nodes_are_refused() -> None:
+    columns = MAX_NODES + 1
+    ids = torch.zeros(1, columns, dtype=torch.int64)
+    wide = CandidateTree(torch.arange(columns)[None], ids - 1, ids + 1, torch.full((1, columns), 0.5).double(), ids)
+    with pytest.raises(ValueError, match="at most 63"):
+        pack(wide, torch.ones(1, columns, dtype=torch.bool), torch.zeros(1, dtype=torch.int64))
+
+
+@needs_native
+@given(st.integers(0, 10**9), st.integers(0, 5), st.integers(0, 7), st.integers(0, 3))
+def test_walking_equals_its_twin(seed: int, n: int, padding: int, surplus: int) -> None:
+    rng = random.Random(seed)
+    trees = [random_nodes(rng, 12, 5, lambda path: rng.randrange(3)) for _ in range(n)]
+    tree = packed(trees, [rng.randrange(3) for _ in range(n)], n + sum(map(len, trees)) + padding)
+    drawn = torch.tensor([rng.randrange(3) for _ in range(tree.rows)], dtype=torch.int64)
+    max_depth = max([0, *(len(path_of(tree, row)) for row in range(tree.rows - padding))]) + surplus
+    for found, expected in zip(walk(tree, drawn, max_depth), walk_reference(tree, drawn, max_depth), strict=True):
+        assert torch.equal(found, expected) and found.dtype == expected.dtype
+
+
+@needs_native
+@given(candidate_trees())
+def test_edges_equal_their_twin(candidates: CandidateTree) -> None:
+    assert torch.equal(edge_prob(candidates), edge_prob_reference(candidates))
