@@ -35,7 +35,7 @@ def test_a_budget_holds_the_padding(prompt: int, count: int) -> None:
 
 @given(count=st.integers(1, 60), backlog=st.integers(0, 300))
 def test_adaserve_plus_fills_what_it_pays_for(count: int, backlog: int) -> None:
-    """At least half of the usual nodes find room in its budget, and prompts take what padding is left, as long as there are any."""
+    """At least half of the usual nodes find room in its budget, and prompts take what padding is left, if there are any."""
     padding = GraphPadding()
     scheduling = make_plus("p", BUDGET, PlusParts(), PlusConstants()).scheduling
     prompts = [waiting("b", prompt=backlog)] if backlog else []
