@@ -17,6 +17,7 @@ The last line is one JSON object.
 """
 
 import argparse
+import faulthandler
 import json
 import os
 import random
@@ -113,6 +114,7 @@ def lead(args: argparse.Namespace, device: torch.device) -> dict[str, object]:
         return measure(args, ranks, group, device)
     finally:
         tell(clock, group, "ending")
+        faulthandler.dump_traceback_later(15, repeat=True)  # NCCL may wait here for ever, and says nothing
         ranks.close()
         tell(clock, group, "the other ranks have ended")
         disconnect()
