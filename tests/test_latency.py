@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaserve.errors import InvalidConfig
-from adaserve.latency import LatencyModel, Profile, budget_from
+from adaserve.latency import BASELINE_CONTEXT, LatencyModel, Profile, budget_from
 from adaserve.step import PhaseTimes, StepShape
 
 STAIRS = Profile(
@@ -243,6 +243,13 @@ def test_further_draft_passes_have_a_curve_of_their_own(
     alone = [speculation(further, (rows, rows)) - speculation(further, (rows,)) for rows in passes[1:]]
     assert speculation(further, passes) == pytest.approx(speculation({}, passes[:1]) + sum(alone))
     assert speculation({}, passes) == pytest.approx(speculation(first, passes))
+
+
+def test_requests_that_share_are_as_slow_as_the_pass_over_all_of_them() -> None:
+    """The baseline, what their rows add to one row's pass, and what their contexts add to one's."""
+    profile = replace(STAIRS, attention_ms_per_1000_context_tokens=1.0)
+    assert profile.shared_ms(1) == profile.baseline_ms_per_token
+    assert profile.shared_ms(64) == pytest.approx(17.0 + 18.0 - 16.0 + 63 * 0.001 * BASELINE_CONTEXT)
 
 
 # The profile's file.

@@ -44,7 +44,7 @@ CPU_DRAFT_VOCABULARY = 16384
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """An engine and what its faces need to know about it. `baseline` is in seconds per token.
+    """An engine and what its faces need to know about it. `baseline` is in seconds per token; slots: most requests at once.
 
     world: the ranks that share the target, or None. memory: the file in which `close` keeps what the policy learned, over what
     was there; None if that is nothing.
@@ -59,6 +59,7 @@ class BuiltEngine:
     vocab_size: int
     policy: Policy
     profile: Profile
+    slots: int
     description: str
     world: "World | None" = None
     memory: Path | None = None
@@ -222,6 +223,7 @@ def _build_engine(config: EngineConfig, parts: Parts, progress: Callable[[str], 
         vocab_size=parts.models.target.config.vocab_size,
         policy=policy,
         profile=parts.profile,
+        slots=parts.sizes.slots,
         description=f"{parts.description}, policy {policy.name}",
         world=parts.world,
         memory=memory,

@@ -30,6 +30,8 @@ NUMBERS = (
     "baseline_ms_per_token",
 )
 LARGEST = 1e9
+BASELINE_CONTEXT = 80
+"""Tokens of context of the request by which the baseline is measured, on average: 64 of its prompt, half of its 32."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,12 @@ class Profile:
         if not number or not 0 <= value <= LARGEST or (value == 0 and not zero):  # type: ignore[operator]
             low = "0 or more" if zero else "more than 0"
             raise InvalidConfig(f"profile {self.name}: {key} must be a number, {low} and at most {LARGEST:g}, got {value!r}")
+
+    def shared_ms(self, requests: int) -> float:
+        """TPOT of each of so many requests at once, without speculation, all like the one of the baseline."""
+        verify = _Stairs(self.verify_ms_by_rows)
+        context = self.attention_ms_per_1000_context_tokens * BASELINE_CONTEXT / 1e3
+        return self.baseline_ms_per_token + verify(requests) - verify(1) + context * (requests - 1)
 
     @classmethod
     def from_json(cls, data: object) -> "Profile":
