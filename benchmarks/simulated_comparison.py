@@ -82,6 +82,7 @@ class Comparison:
         profile = replace(
             self.profile,
             draft_step_ms_by_rows={r: ms * setting.draft_cost for r, ms in self.profile.draft_step_ms_by_rows.items()},
+            draft_next_ms_by_rows={r: ms * setting.draft_cost for r, ms in self.profile.draft_next_ms_by_rows.items()},
         )
         machine = Machine(profile, slots=self._slots)
         acceptance = setting.acceptance or self._acceptance

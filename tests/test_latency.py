@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaserve.errors import InvalidConfig
-from adaserve.latency import LatencyModel, Profile, budget_from
+from adaserve.latency import BASELINE_CONTEXT, LatencyModel, Profile, budget_from
 from adaserve.step import PhaseTimes, StepShape
 
 STAIRS = Profile(
@@ -56,6 +56,7 @@ def slower(profile: Profile, factor: float) -> Profile:
         profile,
         verify_ms_by_rows={r: c * factor for r, c in profile.verify_ms_by_rows.items()},
         draft_step_ms_by_rows={r: c * factor for r, c in profile.draft_step_ms_by_rows.items()},
+        draft_next_ms_by_rows={r: c * factor for r, c in profile.draft_next_ms_by_rows.items()},
         attention_ms_per_1000_context_tokens=profile.attention_ms_per_1000_context_tokens * factor,
         draft_attention_ms_per_1000_context_tokens=profile.draft_attention_ms_per_1000_context_tokens * factor,
         step_overhead_ms=profile.step_overhead_ms * factor,
@@ -228,6 +229,29 @@ def test_error_is_the_mean_relative_error() -> None:
     assert model.error == pytest.approx(0.25, abs=0.02)
 
 
+@given(curves, curves, shapes)
+def test_further_draft_passes_have_a_curve_of_their_own(
+    first: dict[int, float], further: dict[int, float], shape: StepShape
+) -> None:
+    """Without one they cost as much as the first."""
+    passes = shape.draft_rows or (1,)
+
+    def speculation(curve: dict[int, float], rows: tuple[int, ...]) -> float:
+        profile = replace(STAIRS, draft_step_ms_by_rows=first, draft_next_ms_by_rows=curve)
+        return LatencyModel(profile).predict_phases(StepShape(shape.rows, shape.context, rows)).speculate
+
+    alone = [speculation(further, (rows, rows)) - speculation(further, (rows,)) for rows in passes[1:]]
+    assert speculation(further, passes) == pytest.approx(speculation({}, passes[:1]) + sum(alone))
+    assert speculation({}, passes) == pytest.approx(speculation(first, passes))
+
+
+def test_requests_that_share_are_as_slow_as_the_pass_over_all_of_them() -> None:
+    """The baseline, what their rows add to one row's pass, and what their contexts add to one's."""
+    profile = replace(STAIRS, attention_ms_per_1000_context_tokens=1.0)
+    assert profile.shared_ms(1) == profile.baseline_ms_per_token
+    assert profile.shared_ms(64) == pytest.approx(17.0 + 18.0 - 16.0 + 63 * 0.001 * BASELINE_CONTEXT)
+
+
 # The profile's file.
 
 
@@ -238,6 +262,7 @@ def test_error_is_the_mean_relative_error() -> None:
         verify_ms_by_rows=curves,
         attention_ms_per_1000_context_tokens=st.floats(0, 100),
         draft_step_ms_by_rows=curves,
+        draft_next_ms_by_rows=st.one_of(st.just({}), curves),
         draft_attention_ms_per_1000_context_tokens=st.floats(0, 100),
         step_overhead_ms=st.floats(0, 100),
         residual_cv=st.floats(0, 1),
@@ -268,6 +293,8 @@ def test_a_profile_survives_its_file(tmp_path: Path) -> None:
         ({"verify_ms_by_rows": {"1": float("nan")}}, "must be a number"),
         ({"verify_ms_by_rows": {"1": 10**400}}, "must be a number"),
         ({"draft_step_ms_by_rows": {"1": "fast"}}, "must be a number"),
+        ({"draft_next_ms_by_rows": {"1": 0.0}}, "more than 0"),
+        ({"draft_next_ms_by_rows": 0.4}, "must map"),
         ({"step_overhead_ms": -1}, "0 or more"),
         ({"step_overhead_ms": True}, "must be a number"),
         ({"residual_cv": float("inf")}, "must be a number"),
@@ -279,6 +306,12 @@ def test_a_senseless_profile_is_refused_in_one_line(change: dict[str, Any], mess
     with pytest.raises(InvalidConfig, match=message) as error:
         Profile.from_json(data)
     assert "\n" not in str(error.value)
+
+
+def test_a_profile_from_before_further_passes_were_told_apart_is_read() -> None:
+    data = STAIRS.to_json()
+    assert data.pop("draft_next_ms_by_rows") == {}
+    assert Profile.from_json(data) == STAIRS
 
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "[1, 2]", '"profile"', "\x00"])

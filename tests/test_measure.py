@@ -22,7 +22,7 @@ def test_a_profile_is_measured_with_both_models(tmp_path: Path) -> None:
     profile = measure_profile(models, SIZES, make_executor(models, SIZES, WallClock()), "tiny", lines.append)
     assert list(profile.verify_ms_by_rows)[:4] == [1, 2, 4, 8]
     assert max(profile.verify_ms_by_rows) <= SIZES.slots * (1 + MAX_NODES)
-    assert list(profile.draft_step_ms_by_rows) == [1, 2, 4]
+    assert list(profile.draft_step_ms_by_rows) == list(profile.draft_next_ms_by_rows) == [1, 2, 4]
     assert profile.residual_cv > 0 and profile.step_overhead_ms > 0
     assert any(line.startswith("baseline") for line in lines)
     profile.save(tmp_path / "profile.json")
@@ -34,7 +34,10 @@ def test_without_a_draft_there_is_no_draft_curve() -> None:
     models = tiny_models()
     alone = type(models)(models.target)
     profile = measure_profile(alone, SIZES, make_executor(alone, SIZES, WallClock()), "tiny", lambda line: None)
-    assert profile.draft_step_ms_by_rows == {} and profile.draft_attention_ms_per_1000_context_tokens == 0
+    assert (
+        profile.draft_step_ms_by_rows == profile.draft_next_ms_by_rows == {}
+        and profile.draft_attention_ms_per_1000_context_tokens == 0
+    )
 
 
 def test_the_search_tries_the_present_constants_and_ends_with_one() -> None:

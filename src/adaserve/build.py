@@ -44,7 +44,7 @@ CPU_DRAFT_VOCABULARY = 16384
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """An engine and what its faces need to know about it. `baseline` is in seconds per token.
+    """An engine and what its faces need to know about it. `baseline` is in seconds per token; slots: most requests at once.
 
     world: the ranks that share the target, or None. memory: the file in which `close` keeps what the policy learned, over what
     was there; None if that is nothing.
@@ -59,6 +59,7 @@ class BuiltEngine:
     vocab_size: int
     policy: Policy
     profile: Profile
+    slots: int
     description: str
     world: "World | None" = None
     memory: Path | None = None
@@ -224,6 +225,7 @@ def _build_engine(config: EngineConfig, parts: Parts, progress: Callable[[str], 
         vocab_size=parts.models.target.config.vocab_size,
         policy=policy,
         profile=parts.profile,
+        slots=parts.sizes.slots,
         description=f"{parts.description}, policy {policy.name}",
         world=parts.world,
         memory=memory,
@@ -275,11 +277,15 @@ def _sizes(config: EngineConfig, models: Models, rooms: list[int]) -> Sizes:
 
 
 def _cached_profile(path: Path, progress: Callable[[str], None]) -> Profile | None:
-    """The profile measured before; None if there is no usable one."""
+    """The profile measured before; None if there is no usable one, or one that does not tell a draft's passes apart."""
     if not path.is_file():
         return None
     try:
-        return Profile.load(path)
+        profile = Profile.load(path)
     except InvalidConfig as error:
         progress(f"the cached profile is of no use: {error}")
         return None
+    if profile.draft_step_ms_by_rows and not profile.draft_next_ms_by_rows:
+        progress("the cached profile has one time for all passes of the draft: it is measured anew")
+        return None
+    return profile

@@ -1,10 +1,10 @@
 """How long a step will take: a measured Profile, and a LatencyModel that starts from it and corrects itself.
 
     verify    = stairs(rows)               + attention * context
-    speculate = sum of draft stairs(rows)  + draft attention * draft context
+    speculate = draft stairs(rows) of its first pass + draft stairs(rows) of each further one + draft attention * draft context
     overhead  = everything else (scheduling, selection, commit)
 
-The two `stairs` are curves of time by rows: flat while the weights' way through memory dominates, then climbing in steps of the
+The `stairs` are curves of time by rows: flat while the weights' way through memory dominates, then climbing in steps of the
 machine's tile size. Seconds inside; the profile's file is in milliseconds, as its keys say.
 """
 
@@ -13,7 +13,7 @@ import math
 import os
 from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from adaserve.errors import InvalidConfig
 from adaserve.step import PhaseTimes, StepShape
 
 CURVES = ("verify_ms_by_rows", "draft_step_ms_by_rows")
+FURTHER = "draft_next_ms_by_rows"
 NUMBERS = (
     "attention_ms_per_1000_context_tokens",
     "draft_attention_ms_per_1000_context_tokens",
@@ -29,13 +30,17 @@ NUMBERS = (
     "baseline_ms_per_token",
 )
 LARGEST = 1e9
+BASELINE_CONTEXT = 80
+"""Tokens of context of the request by which the baseline is measured, on average: 64 of its prompt, half of its 32."""
 
 
 @dataclass(frozen=True)
 class Profile:
     """The step-time curves of one model pair on one machine, as `adaserve profile` measures them.
 
-    verify_ms_by_rows: target pass by rows, without the cost of context; draft_step_ms_by_rows: one pass of the draft.
+    verify_ms_by_rows: target pass by rows, without the cost of context; draft_step_ms_by_rows: the first pass of a speculation,
+        with all that a speculation costs once.
+    draft_next_ms_by_rows: each further pass of the same speculation; empty: as much as the first.
     attention_ms_per_1000_context_tokens, draft_...: cost of the paged tokens that attention reads.
     step_overhead_ms: what a step costs beside its passes. residual_cv: standard deviation of measured / predicted.
     baseline_ms_per_token: TPOT of one request alone, without speculation; multiples in SLOs refer to it.
@@ -53,9 +58,10 @@ class Profile:
     baseline_ms_per_token: float
     source: str = ""
     padded: bool = False
+    draft_next_ms_by_rows: Mapping[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for key in CURVES:
+        for key in (*CURVES, FURTHER):
             curve = getattr(self, key)
             for rows, cost in curve.items():
                 if not isinstance(rows, int) or isinstance(rows, bool) or not 1 <= rows <= LARGEST:
@@ -73,6 +79,12 @@ class Profile:
             low = "0 or more" if zero else "more than 0"
             raise InvalidConfig(f"profile {self.name}: {key} must be a number, {low} and at most {LARGEST:g}, got {value!r}")
 
+    def shared_ms(self, requests: int) -> float:
+        """TPOT of each of so many requests at once, without speculation, all like the one of the baseline."""
+        verify = _Stairs(self.verify_ms_by_rows)
+        context = self.attention_ms_per_1000_context_tokens * BASELINE_CONTEXT / 1e3
+        return self.baseline_ms_per_token + verify(requests) - verify(1) + context * (requests - 1)
+
     @classmethod
     def from_json(cls, data: object) -> "Profile":
         """Build a profile from its JSON object; unknown keys are ignored. Raises InvalidConfig."""
@@ -83,11 +95,12 @@ class Profile:
         if missing:
             raise InvalidConfig(f"profile {name} lacks {', '.join(missing)}")
         values: dict[str, Any] = {key: data[key] for key in NUMBERS}
-        for key in CURVES:
-            if not isinstance(data[key], dict):
+        for key in (*CURVES, FURTHER):
+            curve = data.get(key, {})
+            if not isinstance(curve, dict):
                 raise InvalidConfig(f"profile {name}: {key} must map rows to milliseconds")
             try:
-                values[key] = {int(rows): cost for rows, cost in data[key].items()}
+                values[key] = {int(rows): cost for rows, cost in curve.items()}
             except ValueError as error:
                 raise InvalidConfig(f"profile {name}: {key} must map whole numbers of rows to milliseconds") from error
         padded = data.get("padded", False)
@@ -98,7 +111,7 @@ class Profile:
     def to_json(self) -> dict[str, Any]:
         """The profile as a JSON object, rows as strings."""
         data = asdict(self)
-        for key in CURVES:
+        for key in (*CURVES, FURTHER):
             data[key] = {str(rows): cost for rows, cost in data[key].items()}
         return data
 
@@ -216,6 +229,8 @@ class LatencyModel:
         self.profile = profile
         self._verify = _Stairs({rows: cost / 1e3 for rows, cost in profile.verify_ms_by_rows.items()})
         self._draft = _Stairs({rows: cost / 1e3 for rows, cost in profile.draft_step_ms_by_rows.items()})
+        further = profile.draft_next_ms_by_rows or profile.draft_step_ms_by_rows
+        self._draft_next = _Stairs({rows: cost / 1e3 for rows, cost in further.items()})
         self._attention = profile.attention_ms_per_1000_context_tokens / 1e6  # s per token
         self._draft_attention = profile.draft_attention_ms_per_1000_context_tokens / 1e6
         self._verify_factor = 1.0
@@ -276,6 +291,7 @@ class LatencyModel:
         seconds = self._draft_attention * shape.draft_context
         for rows in shape.draft_rows:
             seconds += draft(rows)
+            draft = self._draft_next
         return self._draft_factor * seconds
 
     def _verify_seconds(self, shape: StepShape) -> float:

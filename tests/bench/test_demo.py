@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from adaserve.bench.demo import main
-from adaserve.bench.demo_options import parse
+from adaserve.bench.demo_options import PILOT_LEAST, parse, pilot_running
 
 DEMO = [sys.executable, "-m", "adaserve.bench.demo"]
 
@@ -37,6 +37,11 @@ def test_senseless_options_are_refused(arguments: list[str], capsys: pytest.Capt
         parse(arguments)
     assert caught.value.code == 2
     assert "error" in capsys.readouterr().err
+
+
+def test_the_pilot_keeps_as_many_running_as_share_without_being_hopeless() -> None:
+    assert pilot_running([3.0, 3.2, 3.6, 4.0, 4.4, 5.0], 3.0) == 4
+    assert pilot_running([3.0, 9.0], 3.0) == pilot_running([], 3.0) == PILOT_LEAST
 
 
 def test_a_wrong_policy_shows_before_anything_is_fetched_or_started(

@@ -2,10 +2,11 @@
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaserve.executor.profiler import least, never_falling
+from adaserve.executor.profiler import DEEP, LEAST_SHARE, further, least, never_falling
 
 curves = st.dictionaries(st.integers(1, 512), st.floats(1e-4, 1.0), min_size=1)
 
@@ -39,3 +40,14 @@ def test_a_slow_phase_that_spares_one_round_leaves_no_trace(curve: dict[int, flo
     ]
     assert least(rounds) == quiet
     assert least([{1: 2.0, 2: 3.0}, {1: 1.0}]) == {1: 1.0, 2: 3.0}
+
+
+@given(curves, st.floats(LEAST_SHARE, 3.0))
+def test_what_a_further_pass_takes_is_told_from_deep_speculations(curve: dict[int, float], share: float) -> None:
+    first = never_falling(curve)
+    deep = {rows: time * (1 + share * (DEEP - 1)) for rows, time in first.items()}
+    assert further(first, deep) == pytest.approx({rows: share * time for rows, time in first.items()})
+
+
+def test_a_further_pass_always_takes_some_time() -> None:
+    assert further({1: 1.0}, {1: 0.9}) == {1: LEAST_SHARE}

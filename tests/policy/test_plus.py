@@ -157,12 +157,35 @@ def test_lost_is_judged_by_what_drafting_can_still_bring() -> None:
     parts = PlusParts()
     scheduling = make_plus("p", PAPER, parts, PlusConstants()).scheduling
     behind = decoding("a", produced=3, tpot=0.010)  # five tokens to come in what is left of 70 ms
-    spared = {}
+    lost = {}
     for now in (0.025, 0.069):
         scene = Scene(now, [behind], [], 0, LatencyModel(PROFILE), Unpadded())
-        spared[now] = scheduling.share(Demand(1, 0, scene)).spared
+        lost[now] = scheduling.share(Demand(1, 0, scene)).lost
     assert 0.025 + 5 * LatencyModel(PROFILE).predict(StepShape(1, 0)) > 0.070  # plain decoding would be late
-    assert spared[0.025] == frozenset() and spared[0.069] == {"a"}
+    assert lost[0.025] == frozenset() and lost[0.069] == {"a"}
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_who_is_lost_is_drafted_for_where_that_takes_time_from_nobody(others: int) -> None:
+    late = [decoding(name, produced=3, tpot=0.010) for name in "ab"]
+    for decodes, waits in ((others, 0), (0, others)):
+        running = [*late, *[decoding("c") for _ in range(decodes)]]
+        scene = Scene(0.069, running, [], waits, LatencyModel(PROFILE), Unpadded())
+        share = make_plus("p", PAPER, PlusParts(), PlusConstants()).scheduling.share(Demand(len(running), 0, scene))
+        assert share.lost == {"a", "b"} and share.spared == (share.lost if others else frozenset())
+        assert decodes or (share.depth > 0) == (not others)
+
+
+def test_who_is_lost_needs_nothing_in_a_step() -> None:
+    busy = scheduler("adaserve+", constants=PAPER)
+    busy.admit([request("a", 8, output=30, tpot=1e-6)], 0.0)
+    needs = []
+    for now in range(1, 5):
+        plan = busy.plan(float(now))
+        assert plan is not None
+        busy.record(outcome(plan), float(now))
+        needs += plan.need
+    assert needs and not any(needs)
 
 
 @given(st.lists(st.tuples(st.floats(0.5, 50.0), st.floats(1e-3, 1.0)), min_size=1, max_size=7))

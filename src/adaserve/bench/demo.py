@@ -2,7 +2,8 @@
 
 For each policy the real server runs in a process of its own and gets the same mixed requests over HTTP: code to complete, chat,
 articles to summarise, with targets of 1.2, 1.8 and 5 times the machine's baseline latency. The load is chosen so that plain
-continuous batching runs about ten requests at once: enough sharing that its one speed for all is too slow for some.
+continuous batching takes about a third longer for a token than one request alone does: enough sharing that its one speed for all
+is too slow for some.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from adaserve.bench.demo_client import Client, Tally, closed_loop, open_loop
-from adaserve.bench.demo_options import Options, parse
+from adaserve.bench.demo_options import Options, parse, pilot_running
 from adaserve.bench.demo_report import DemoReport, DemoRun, show
 from adaserve.bench.demo_server import DemoServer
 from adaserve.bench.demo_terminal import Terminal, Wrap, bar
@@ -140,21 +141,23 @@ class Demo:
         # The same mix as in the runs, in the order of a workload that is long enough for any machine.
         arrivals = generate(DEMO_MIX, 10.0, 100.0, np.random.default_rng([self._options.seed, 999])).arrivals
         async with self._serving(PILOT_POLICY, label) as (client, server):
+            running = self._options.running or pilot_running(server.shared, server.baseline)
             started = self._clock.now()
-            ticker = asyncio.create_task(self._tick(label, started))
+            ticker = asyncio.create_task(self._tick(label, started, running))
             try:
-                rate = await self._unless_stopped(
-                    closed_loop(client, arrivals, self._options.running, PILOT_SECONDS, self._clock)
-                )
+                rate = await self._unless_stopped(closed_loop(client, arrivals, running, PILOT_SECONDS, self._clock))
             finally:
                 ticker.cancel()
-        self._terminal.say(f"Baseline {server.baseline * 1e3:.1f} ms per token. Load: {rate:.2f} requests/s.")
+        self._terminal.say(
+            f"Baseline {server.baseline * 1e3:.1f} ms per token. Load: {rate:.2f} requests/s, "
+            f"as {PILOT_POLICY} serves with {running} in flight."
+        )
         return rate
 
-    async def _tick(self, label: str, started: float) -> None:
+    async def _tick(self, label: str, started: float, running: int) -> None:
         while True:
             now = self._clock.now()
-            text = f"{label}: which rate keeps {self._options.running} requests running?  {bar((now - started) / PILOT_SECONDS)}"
+            text = f"{label}: which rate keeps {running} requests running?  {bar((now - started) / PILOT_SECONDS)}"
             self._terminal.progress(text, now)
             await asyncio.sleep(0.25)
 

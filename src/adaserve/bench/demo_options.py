@@ -7,14 +7,17 @@ from dataclasses import dataclass
 
 from adaserve.bench.numbers import positive
 
-PILOT_RUNNING = 10
+PILOT_STRETCH = 1.35
+"""Baselines that a token of plain decoding takes at the pilot's load: too slow for urgent requests, at 1.2, but not by far."""
+PILOT_LEAST = 2
 
 
 @dataclass(frozen=True)
 class Options:
     """What to run. rate: requests per second, None to find it by a pilot. cv: burstiness of arrivals, 1 is Poisson.
 
-    running: how many requests the pilot keeps in flight. serve: further options of every `adaserve serve`.
+    running: how many requests the pilot keeps in flight, None for what the machine's curves say.
+    serve: further options of every `adaserve serve`.
     """
 
     policies: tuple[str, ...]
@@ -24,7 +27,7 @@ class Options:
     seed: int
     cv: float
     as_json: bool
-    running: int = PILOT_RUNNING
+    running: int | None = None
     serve: tuple[str, ...] = ()
 
 
@@ -41,8 +44,7 @@ def parse(arguments: Sequence[str] | None) -> Options:
     parser.add_argument(
         "--running",
         type=int,
-        default=PILOT_RUNNING,
-        help="without --rate: requests that the pilot keeps running (default: %(default)s)",
+        help=f"without --rate: what the pilot keeps running (default: so many that a token takes {PILOT_STRETCH:g} baselines)",
     )
     parser.add_argument("--repeats", type=int, default=1, help="runs of each policy; tables show medians (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of arrivals and prompts (default: %(default)s)")
@@ -51,8 +53,17 @@ def parse(arguments: Sequence[str] | None) -> Options:
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout, everything else on stderr")
     given = parser.parse_args(arguments)
     policies = tuple(name.strip() for name in given.policies.split(",") if name.strip())
-    if not policies or given.repeats < 1 or given.running < 1 or given.seed < 0:
+    if not policies or given.repeats < 1 or (given.running is not None and given.running < 1) or given.seed < 0:
         parser.error("there must be at least one policy, one run and one request running, and the seed must not be negative")
     return Options(
         policies, given.duration, given.rate, given.repeats, given.seed, given.cv, given.json, given.running, tuple(given.serve)
     )
+
+
+def pilot_running(shared: Sequence[float], baseline: float) -> int:
+    """How many requests the pilot keeps in flight: the most at whom plain decoding takes PILOT_STRETCH baselines, but a few.
+
+    shared: seconds a token of each of 1, 2, ... requests at once.
+    """
+    fitting = sum(seconds <= PILOT_STRETCH * baseline for seconds in shared)
+    return max(fitting, PILOT_LEAST)

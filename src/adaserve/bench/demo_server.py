@@ -23,7 +23,10 @@ STOP_LIMIT = 15.0
 
 
 class DemoServer:
-    """A running server: where it listens, which model it serves, and the machine's baseline latency in s/token."""
+    """A running server: where it listens, which model it serves, and the machine's baseline latency in s/token.
+
+    shared: latency in s/token of each of 1, 2, ... requests at once, without speculation.
+    """
 
     def __init__(self, process: subprocess.Popen[bytes], log: Path, url: str) -> None:
         self._process = process
@@ -31,6 +34,7 @@ class DemoServer:
         self.url = url
         self.model = ""
         self.baseline = 0.0
+        self.shared: tuple[float, ...] = ()
 
     @classmethod
     async def start(cls, options: Sequence[str], clock: Clock, progress: Callable[[str], None]) -> "DemoServer":
@@ -65,6 +69,7 @@ class DemoServer:
                     if (await http.get("/ready")).status_code == 200:
                         served = (await http.get("/v1/models")).json()["data"][0]
                         self.model, self.baseline = served["id"], served["baseline_ms"] / 1e3
+                        self.shared = tuple(ms / 1e3 for ms in served["shared_ms"])
                         return
                 progress(self._last_words(1))
                 await asyncio.sleep(0.2)

@@ -41,11 +41,13 @@ def run(args: argparse.Namespace) -> int:
 
 def table(profile: Profile) -> str:
     """The curves as text: time of a pass, time per row, and how it compares to one row."""
-    lines = ["rows   target ms  per row  x one row    draft ms"]
+    lines = ["rows   target ms  per row  x one row    draft ms  further ms"]
     one = next(iter(profile.verify_ms_by_rows.values()))
     for rows, cost in profile.verify_ms_by_rows.items():
-        draft = profile.draft_step_ms_by_rows.get(rows)
-        lines.append(f"{rows:4} {cost:11.2f} {cost / rows:8.2f} {cost / one:10.2f}{'' if draft is None else f'{draft:12.2f}'}")
+        drafts = [curve[rows] for curve in (profile.draft_step_ms_by_rows, profile.draft_next_ms_by_rows) if rows in curve]
+        lines.append(
+            f"{rows:4} {cost:11.2f} {cost / rows:8.2f} {cost / one:10.2f}" + "".join(f"{draft:12.2f}" for draft in drafts)
+        )
     lines += [
         f"context: {profile.attention_ms_per_1000_context_tokens:.3f} ms per 1000 tokens (draft "
         f"{profile.draft_attention_ms_per_1000_context_tokens:.3f})",

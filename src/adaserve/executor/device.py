@@ -239,11 +239,12 @@ class DeviceExecutor:
         trace, self._trace = self._trace, None
         early, self._early = self._early, None
         ahead = plan.again and self.runs_ahead
-        results = Fetch(trace.results, reused=ahead)
+        prepares = self._drafter is not None and self._table.spare is not None
+        results = Fetch(trace.results, reused=ahead or prepares)
         before, self._prepared = self._prepared, None
         if ahead:
             self._ahead = self._run_ahead(plan)
-        if self._drafter is not None and self._table.spare is not None:
+        if self._drafter is not None and prepares:
             self._prepared = self._watch()
             self._prepared.mark()
             self._drafter.prepare(plan, self._table)

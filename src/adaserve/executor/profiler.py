@@ -32,18 +32,37 @@ REPEATS = 3
 """Steps of a round."""
 WARM_UP = 2
 """Steps not counted; the first of them places the requests."""
+DEEP = 3
+"""Passes of the speculations from which a further pass's time is told."""
+LEAST_SHARE = 0.1
+"""Of the first pass, that a further one takes at least: what is a difference of measurements may come out as anything."""
 
 
 @dataclass(frozen=True)
 class Curves:
-    """Measured seconds: by rows of the target's pass and of one draft pass, and what a paged token costs in each.
+    """Measured seconds: by rows of the target's pass and of draft passes, and what a paged token costs in each.
 
-    spread: standard deviation of like passes over their median, the median of all points.
+    draft, draft_next: a speculation of one pass, and what each further pass adds.
+    overhead: all the rest of a step. spread: standard deviation of like passes over their median, the median of all points.
     """
 
     verify: Mapping[int, float]
     attention: float
     draft: Mapping[int, float]
+    draft_attention: float
+    overhead: float
+    spread: float
+    draft_next: Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class _Round:
+    """What one round measured, as it came: Curves that include what the short context costs, and speculations of DEEP passes."""
+
+    verify: Mapping[int, float]
+    attention: float
+    draft: Mapping[int, float]
+    deep: Mapping[int, float]
     draft_attention: float
     overhead: float
     spread: float
@@ -80,7 +99,7 @@ class Profiler:
     def curves(self, progress: Callable[[str], None]) -> Curves:
         """Measure everything; `progress` hears a line now and then."""
         rounds = [self._round(partial(_tell, progress, number)) for number in range(1, ROUNDS + 1)]
-        verify, draft = (never_falling(least([getattr(r, name) for r in rounds])) for name in ("verify", "draft"))
+        verify, draft, deep = (never_falling(least([getattr(r, name) for r in rounds])) for name in ("verify", "draft", "deep"))
         slope, draft_slope = median(r.attention for r in rounds), median(r.draft_attention for r in rounds)
         short = min(SHORT, self._length // 4)
         # The curves are for no context at all; what the short one cost comes off, but never more than half.
@@ -88,17 +107,18 @@ class Profiler:
             verify={rows: max(t - slope * short * min(rows, self._slots), t / 2) for rows, t in verify.items()},
             attention=slope,
             draft={rows: max(t - draft_slope * short * rows, t / 2) for rows, t in draft.items()},
+            draft_next={rows: max(t - draft_slope * short * rows, t / 2) for rows, t in further(draft, deep).items()},
             draft_attention=draft_slope,
             overhead=min(r.overhead for r in rounds),
             spread=median(r.spread for r in rounds),
         )
 
-    def _round(self, progress: Callable[[str], None]) -> Curves:
-        """Measure everything once, as it comes: the curves include what the short context costs."""
+    def _round(self, progress: Callable[[str], None]) -> _Round:
+        """Measure everything once."""
         short, long = min(SHORT, self._length // 4), min(LONG, self._length // 2)
         verify: dict[int, float] = {}
         spreads: list[float] = []
-        overhead = 0.0
+        overheads: list[float] = []
         for rows in ROWS:
             requests = min(rows, self._slots, self._fitting(short))
             if rows > requests * (1 + MAX_NODES):
@@ -106,7 +126,7 @@ class Profiler:
             times = [o.times for o in self._time(requests, short, rows=rows)]
             verify[rows] = median(t.verify for t in times)
             spreads.append(pstdev(t.verify for t in times) / verify[rows])
-            overhead = max(overhead, median(t.commit + t.select for t in times))
+            overheads.append(median(t.commit + t.select for t in times))
             progress(f"target, {rows} rows: {verify[rows] * 1e3:.1f} ms")
             if rows >= MANY_ROWS and verify[rows] > LONGEST * verify[1]:
                 break
@@ -115,20 +135,23 @@ class Profiler:
             requests, short, long, lambda context: median(o.times.verify for o in self._time(requests, context, rows=requests))
         )
         draft: dict[int, float] = {}
+        deep: dict[int, float] = {}
         draft_slope = 0.0
         if self._drafts:
             for rows in DRAFT_ROWS:
                 if rows > min(self._slots, self._fitting(short)):
                     break
-                draft[rows] = median(o.times.speculate for o in self._time(rows, short, rows=rows, draft=True))
-                progress(f"draft, {rows} rows: {draft[rows] * 1e3:.1f} ms")
+                draft[rows], deep[rows] = (
+                    median(o.times.speculate for o in self._time(rows, short, rows=rows, depth=depth)) for depth in (1, DEEP)
+                )
+                progress(f"draft, {rows} rows: {draft[rows] * 1e3:.1f} ms, {DEEP} passes {deep[rows] * 1e3:.1f} ms")
             draft_slope = self._context_cost(
                 requests,
                 short,
                 long,
-                lambda context: median(o.times.speculate for o in self._time(requests, context, rows=requests, draft=True)),
+                lambda context: median(o.times.speculate for o in self._time(requests, context, rows=requests, depth=1)),
             )
-        return Curves(verify, slope, draft, draft_slope, overhead, median(spreads))
+        return _Round(verify, slope, draft, deep, draft_slope, median(overheads), median(spreads))
 
     def _fitting(self, context: int) -> int:
         """How many requests of this context the pages hold."""
@@ -138,19 +161,22 @@ class Profiler:
     def _context_cost(requests: int, short: int, long: int, time: Callable[[int], float]) -> float:
         return max(0.0, (time(long) - time(short)) / max(1, requests * (long - short)))
 
-    def _time(self, requests: int, context: int, *, rows: int, draft: bool = False) -> list[StepOutcome]:
-        """Run REPEATS like steps after a warm-up: `requests` roots, and nodes up to `rows` rows of the target's pass."""
+    def _time(self, requests: int, context: int, *, rows: int, depth: int = 0) -> list[StepOutcome]:
+        """Run REPEATS like steps after a warm-up: `requests` roots, and nodes up to `rows` rows of the target's pass.
+
+        depth: of a speculation that comes before it, none of which is verified.
+        """
         outcomes = []
         for repeat in range(REPEATS + WARM_UP):
-            plan = self._plan(requests, context + repeat, draft, nodes=rows - requests, first=repeat == 0)
+            plan = self._plan(requests, context + repeat, depth, nodes=rows - requests, first=repeat == 0)
             candidates = self._executor.speculate(plan)
-            if not draft:
+            if not depth:
                 candidates = self._candidates(requests, rows)
-            chosen = candidates.path_prob > (1.0 if draft else 0.0)  # a draft pass is timed alone
+            chosen = candidates.path_prob > (1.0 if depth else 0.0)  # a speculation is timed alone
             outcomes.append(self._executor.commit(plan, self._executor.verify(plan, candidates, chosen)))
         return outcomes[WARM_UP:]
 
-    def _plan(self, requests: int, context: int, draft: bool, nodes: int, first: bool) -> StepPlan:
+    def _plan(self, requests: int, context: int, depth: int, nodes: int, first: bool) -> StepPlan:
         """A step of requests with `context` known tokens each; the `first` of a row of steps places them."""
         slots = tuple(range(requests))
         fresh = slots if first else ()
@@ -165,13 +191,13 @@ class Profiler:
             grants=tuple(PageGrant(slot, 0, tuple(range(slot * each, (slot + 1) * each))) for slot in fresh),
             decoding=slots,
             need=(0.0,) * requests,
-            room=(1,) * requests,
+            room=(max(depth, 1),) * requests,
             temperature=(0.0,) * requests,
-            drafting=tuple(Chunk(slot, context - 1, 1, draws=True) if draft else None for slot in slots),
+            drafting=tuple(Chunk(slot, context - 1, 1, draws=True) if depth else None for slot in slots),
             chunks=(),
             catch_up=(),
             limits=Limits(nodes, 0, 1),
-            depth=1,
+            depth=max(depth, 1),
             width=1,
             predicted=0.0,
         )
@@ -194,6 +220,12 @@ class Profiler:
 
 def _tell(progress: Callable[[str], None], number: int, line: str) -> None:
     progress(f"{line} (round {number} of {ROUNDS})")
+
+
+def further(first: Mapping[int, float], deep: Mapping[int, float]) -> dict[int, float]:
+    """The time of each pass after the first, by rows; first, deep: of speculations of one pass, and of DEEP."""
+    found = {rows: max((deep[rows] - time) / (DEEP - 1), LEAST_SHARE * time) for rows, time in first.items()}
+    return never_falling(found)
 
 
 def least(curves: Sequence[Mapping[int, float]]) -> dict[int, float]:

@@ -53,7 +53,8 @@ class RowShare:
     depth, width: d and w of the beam.
     nodes: how many draft nodes the step is likely to verify, for its predicted duration; None: all that fit.
     pace: the share of its target that a request is steered to, the rest being a margin.
-    spared: ids of requests that are not drafted for, because nothing is gained by it.
+    lost: ids of requests that cannot attain any more: they need nothing in this step.
+    spared: ids of those among them that are not drafted for either, because nothing is gained by it.
     token_price: seconds that a token is worth: no node is verified that costs more than it promises. None: nodes are free.
     """
 
@@ -64,6 +65,7 @@ class RowShare:
     width: int
     nodes: int | None = None
     pace: float = 1.0
+    lost: frozenset[str] = frozenset()
     spared: frozenset[str] = frozenset()
     token_price: float | None = None
 

@@ -167,7 +167,7 @@ class Scheduler:
             placed=tuple(placed),
             grants=tuple(grants.values()),
             decoding=tuple([slot_of(s) for s in decoding]),
-            need=tuple([0.0 if s.request.id in share.spared else need(s, now, predicted, share.pace) for s in decoding]),
+            need=tuple([0.0 if s.request.id in share.lost else need(s, now, predicted, share.pace) for s in decoding]),
             room=room,
             temperature=tuple([s.request.sampling.temperature for s in decoding]),
             drafting=tuple(drafting),

@@ -144,7 +144,10 @@ def _add_probes(app: FastAPI, service: Service) -> None:
 
 
 def _model(name: str, created: int, facts: Ready) -> dict[str, object]:
-    """Describe a model. `baseline_ms`: TPOT of one request alone without speculation, what multiples in SLOs refer to."""
+    """Describe a model. `baseline_ms`: TPOT of one request alone without speculation, what multiples in SLOs refer to.
+
+    shared_ms: TPOT of each of 1, 2, ... requests at once without speculation, as the measured curves have it.
+    """
     return {
         "id": name,
         "object": "model",
@@ -152,6 +155,7 @@ def _model(name: str, created: int, facts: Ready) -> dict[str, object]:
         "owned_by": "adaserve",
         "max_model_len": facts.max_model_len,
         "baseline_ms": facts.baseline * 1e3,
+        "shared_ms": [round(seconds * 1e3, 3) for seconds in facts.shared],
     }
 
 

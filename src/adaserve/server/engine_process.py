@@ -145,6 +145,7 @@ class EngineLoop:
                 baseline=built.baseline,
                 eos_ids=tuple(built.eos_ids),
                 description=built.description,
+                shared=tuple(built.profile.shared_ms(n) / 1e3 for n in range(1, built.slots + 1)),
             )
         )
         while not self._gone.is_set():

@@ -51,7 +51,10 @@ class LoadingNews(Message, frozen=True):
 
 
 class Ready(Message, frozen=True):
-    """The engine is up; what the door must know about it. `baseline` is in s/token; `description` is for people."""
+    """The engine is up; what the door must know about it. `description` is for people.
+
+    baseline: s/token of one request alone. shared: of each of 1, 2, ... requests at once, without speculation.
+    """
 
     model_name: str
     max_model_len: int
@@ -59,6 +62,7 @@ class Ready(Message, frozen=True):
     baseline: float
     eos_ids: tuple[int, ...]
     description: str
+    shared: tuple[float, ...] = ()
 
 
 class TokenNews(msgspec.Struct, array_like=True, frozen=True):

@@ -84,7 +84,9 @@ class PlusScheduling:
         scene, fixed = demand.scene, self._paper.share(demand)
         if scene is None:
             return fixed
-        spared = self._spared(scene) if self._parts.attaining else frozenset()
+        lost = self._lost(scene) if self._parts.attaining else frozenset()
+        # Time that drafts for them take is taken from others, if there are any.
+        spared = lost if scene.backlog or scene.waiting or len(lost) < len(scene.decoding) else frozenset()
         aim = self._constants.pace if self._parts.attaining else 1.0
         drafting = sum(s.request.id not in spared for s in scene.decoding)
         depth, width, worth = fixed.depth, fixed.width, None
@@ -96,9 +98,9 @@ class PlusScheduling:
             nodes = round(drafting * sum(self._yields.nodes[:depth]))
         else:
             nodes = max(0, fixed.budget - demand.decoding - min(fixed.prompt_rows, demand.prompt))
-        prompt_rows = self._prompt_rows(scene, spared, depth, width, nodes) if self._parts.slack_chunks else fixed.prompt_rows
+        prompt_rows = self._prompt_rows(scene, lost, depth, width, nodes) if self._parts.slack_chunks else fixed.prompt_rows
         if not self._parts.priced:
-            return RowShare(True, prompt_rows, fixed.budget, depth, width, pace=aim, spared=spared)
+            return RowShare(True, prompt_rows, fixed.budget, depth, width, pace=aim, lost=lost, spared=spared)
         prompt, most = min(prompt_rows, demand.prompt), 0
         if depth:
             wish = Wish(demand.decoding, nodes, prompt, min(prompt, self._least))
@@ -118,6 +120,7 @@ class PlusScheduling:
             width=width,
             nodes=nodes,
             pace=aim,
+            lost=lost,
             spared=spared,
             token_price=worth,
         )
@@ -145,7 +148,7 @@ class PlusScheduling:
         c = self._constants
         return max(1, min(c.width_max, c.draft_rows // max(drafting, 1), MAX_NODES // max(self.deepest, 1)))
 
-    def _spared(self, scene: Scene) -> frozenset[str]:
+    def _lost(self, scene: Scene) -> frozenset[str]:
         plain = scene.latency.predict(StepShape(len(scene.decoding), sum(len(s.tokens) for s in scene.decoding)))
         doubtful = [s for s in scene.decoding if is_lost(s, scene.now, plain)]
         if not doubtful:  # nobody is lost who attains without drafts
@@ -191,7 +194,7 @@ class PlusScheduling:
             return late
         return max(late or 0.0, min(offer.seconds / offer.tokens for offer in offers))
 
-    def _prompt_rows(self, scene: Scene, spared: frozenset[str], depth: int, width: int, nodes: int) -> int:
+    def _prompt_rows(self, scene: Scene, lost: frozenset[str], depth: int, width: int, nodes: int) -> int:
         """As many prompt rows as pay, and bring more first tokens in time than they make running requests late; a few always."""
         c = self._constants
         waiting = sum(len(s.tokens) - s.computed for s in scene.backlog)
@@ -207,14 +210,14 @@ class PlusScheduling:
         by_price = self._worthwhile(scene, min(len(scene.decoding), nodes), most)
         costs = scene.latency.added(rows, by_price, 1.0)
         fitting = costs[: bisect_right(costs, c.prompt_stretch * scene.latency.baseline)]
-        strained = self._strained(scene, spared, base, 1 + sum(self._yields.accepted[:depth]))
+        strained = self._strained(scene, lost, base, 1 + sum(self._yields.accepted[:depth]))
         row_worth = waited(scene.backlog, scene.now, scene.latency.baseline) ** c.patience * len(scene.backlog) / waiting
         return min(most, max(best_chunk(fitting, strained, row_worth), self._least))
 
-    def _strained(self, scene: Scene, spared: frozenset[str], base: float, gain: float) -> Iterator[tuple[float, float]]:
+    def _strained(self, scene: Scene, lost: frozenset[str], base: float, gain: float) -> Iterator[tuple[float, float]]:
         """What each running request can bear beside a step of `base` seconds, and how much of its way the step is."""
         for state in scene.decoding:
-            most = None if state.request.id in spared else bearable(state, scene.now, gain, self._constants.pace)
+            most = None if state.request.id in lost else bearable(state, scene.now, gain, self._constants.pace)
             if most is not None:
                 yield most - base, min(1.0, gain / max(1, state.remaining))
 
