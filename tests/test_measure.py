@@ -6,6 +6,7 @@ from pathlib import Path
 from adaserve.assembly import Sizes, make_executor
 from adaserve.bench.tune import Score, Trial, grid, halving, sample
 from adaserve.clock import WallClock
+from adaserve.executor.profiler import EDGES
 from adaserve.latency import Profile
 from adaserve.measure import measure_profile
 from adaserve.request import SamplingParams
@@ -70,3 +71,12 @@ def test_the_search_tries_the_present_constants_and_ends_with_one() -> None:
 def test_scores_compare_attainment_first() -> None:
     """Goodput only breaks ties."""
     assert Score(0.5, 900.0) < Score(0.6, 1.0) and Score(0.5, 1.0) < Score(0.5, 2.0)
+
+
+def test_where_passes_come_in_few_sizes_more_of_them_are_timed() -> None:
+    """A row after an edge costs as much as dozens: a line over the edge would hide that."""
+    models = tiny_models()
+    padded = make_executor(models, SIZES, WallClock(), padded=True)
+    profile = measure_profile(models, SIZES, padded, "tiny", lambda line: None)
+    assert profile.padded
+    assert {rows for rows in EDGES if rows <= SIZES.slots * (1 + MAX_NODES)} < profile.verify_ms_by_rows.keys()

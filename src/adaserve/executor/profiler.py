@@ -19,6 +19,8 @@ from adaserve.tree import MAX_NODES, ROOT, CandidateTree
 
 ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512)
 """Rows of the target's pass that are timed. Beyond MANY_ROWS only while a pass takes less than LONGEST times one row's."""
+EDGES = (144, 224, 288, 352, 448)
+"""Rows that are timed besides where passes come in a few sizes: a line between the others would hide how steep its stairs are."""
 MANY_ROWS = 256
 LONGEST = 6.0
 DRAFT_ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
@@ -119,7 +121,7 @@ class Profiler:
         verify: dict[int, float] = {}
         spreads: list[float] = []
         overheads: list[float] = []
-        for rows in ROWS:
+        for rows in sorted({*ROWS, *EDGES}) if self._executor.padding.pays_for_room else ROWS:
             requests = min(rows, self._slots, self._fitting(short))
             if rows > requests * (1 + MAX_NODES):
                 break
