@@ -107,6 +107,7 @@ def _engine(args: argparse.Namespace, source: WorkloadSource, stop: Stop, opened
         conditions={
             **{name: value for name, value in vars(config).items() if name != "policy"},
             **_common(args),
+            "lookup_over_earlier_requests": parts.models.recalls,
             **({"looks_up_beyond_eos": True} if beyond_eos else {}),
             "sizes": asdict(parts.sizes),
             "constants": asdict(machine_constants(config, parts.profile)),
