@@ -118,10 +118,7 @@ def make_executor(
 
 
 def _lookup(models: Models) -> LookupDrafter:
-    if not models.recalls:
-        return LookupDrafter(NgramDrafter())
-    memories = TenantMemories()
-    return LookupDrafter(NgramDrafter(longest=memories.longest, memories=memories))
+    return LookupDrafter(NgramDrafter(memories=TenantMemories() if models.recalls else None))
 
 
 def _drafting(models: Models) -> Drafting:

@@ -182,5 +182,5 @@ def test_refuses_nonsense() -> None:
     for numbers in ((1, 1, 1, 1), (2, 0, 1, 1), (2, 1, 0, 1), (2, 1, 3, 2)):
         with pytest.raises(ValueError, match="tenant|sizes"):
             TenantMemories(*numbers)
-    with pytest.raises(ValueError, match="own text only 2"):
-        NgramDrafter(1, 2, TenantMemories(longest=3))
+    with pytest.raises(ValueError, match="up to 4 tokens, but a request's own text only 2"):
+        NgramDrafter(1, 2, TenantMemories())

@@ -143,5 +143,4 @@ def _common(args: argparse.Namespace) -> dict[str, object]:
         "seed": args.seed,
         "drain_s": args.drain,
         "baseline": "measured" if args.baseline_ms is None else f"stated: {args.baseline_ms:g} ms",
-        "lookup_over_earlier_requests": False,
     }

@@ -84,13 +84,11 @@ class TextMemory:
             number = self._text_of[writer] = len(half.texts)
             half.texts.append([])
         text, before = half.texts[number], self._tail.get(writer, [])
-        first = number << _BITS | len(text)  # place of tokens[0]
         window = before + tokens
-        for size in self._sizes:
-            start = max(len(before) - size, 0)
-            grams = zip(*(window[offset:] for offset in range(start, start + size)), strict=False)
-            place = first + start + size - len(before)
-            half.next[size].update(zip(map(hash, grams), range(place, first + len(tokens)), strict=False))
+        for place, end in enumerate(range(len(before), len(window)), number << _BITS | len(text)):
+            for size in self._sizes:
+                if size <= end:
+                    half.next[size][hash(tuple(window[end - size : end]))] = place
         text += tokens
         half.size += len(tokens)
         self._tail[writer] = window[-self._sizes[0] :]
@@ -103,7 +101,7 @@ class TenantMemories:
     shortest, longest: sizes of the n-grams that are found, in tokens.
     """
 
-    def __init__(self, tokens: int = 65_536, tenants: int = 64, shortest: int = 3, longest: int = 6) -> None:
+    def __init__(self, tokens: int = 65_536, tenants: int = 64, shortest: int = 2, longest: int = 4) -> None:
         if tokens < 2 or tenants < 1:
             raise ValueError(f"a memory needs at least 2 tokens and 1 tenant, got {tokens} and {tenants}")
         if not 1 <= shortest <= longest:
