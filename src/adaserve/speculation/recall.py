@@ -101,7 +101,7 @@ class TenantMemories:
     shortest, longest: sizes of the n-grams that are found, in tokens.
     """
 
-    def __init__(self, tokens: int = 65_536, tenants: int = 64, shortest: int = 2, longest: int = 4) -> None:
+    def __init__(self, tokens: int = 65_536, tenants: int = 64, shortest: int = 3, longest: int = 4) -> None:
         if tokens < 2 or tenants < 1:
             raise ValueError(f"a memory needs at least 2 tokens and 1 tenant, got {tokens} and {tenants}")
         if not 1 <= shortest <= longest:
