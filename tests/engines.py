@@ -72,6 +72,8 @@ def engine_for(models: Models, setting: Setting, policy: Policy | None = None) -
         "model": models,
         "ngram": Models(models.target, None, lookup=True),
         "model+ngram": replace(models, lookup=True),
+        "ngram by tenant": Models(models.target, None, lookup=True, recalls=True),
+        "model+ngram by tenant": replace(models, lookup=True, recalls=True),
         "none": Models(models.target),
     }[setting.draft]
     sizes = Sizes(setting.slots, 200, setting.pages, setting.page_size)

@@ -47,6 +47,13 @@ SETTINGS = {
     ),
     "both, pre-empted": Setting("spec:4", draft="model+ngram", pages=36),
     "both, padded": Setting("adaserve", draft="model+ngram", overrides=Overrides(depth=4, width=2), padded=True),
+    "look-up by tenant": Setting("adaserve", draft="ngram by tenant"),
+    "look-up by tenant, chain, pre-empted": Setting("spec:3", draft="ngram by tenant", pages=36),
+    "look-up by tenant, padded": Setting("adaserve", draft="ngram by tenant", padded=True),
+    "both by tenant, in plus": Setting("adaserve+", draft="model+ngram by tenant"),
+    "both by tenant, captured": Setting(
+        "adaserve", draft="model+ngram by tenant", overrides=Overrides(depth=4, width=2), captured=True
+    ),
     "no draft": Setting("adaserve", draft="none"),
     "pages of one": Setting("adaserve", page_size=1, pages=1600),
     "pre-empted, pages of one": Setting("spec:8", page_size=1, pages=150),

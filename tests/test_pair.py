@@ -6,7 +6,9 @@ import pytest
 from adaserve.config import EngineConfig
 from adaserve.errors import ModelNotFound
 from adaserve.models.registry import KNOWN
-from adaserve.pair import fingerprint, pair_of, tuning_path
+from adaserve.pair import fingerprint, memory_path, pair_of, tuning_path
+from adaserve.policy.adaptive import Constants
+from adaserve.policy.library import make_policy
 
 
 @pytest.fixture
@@ -50,3 +52,10 @@ def test_whatever_changes_step_times_changes_the_name(config: EngineConfig) -> N
     assert tuning_path(replace(config, policy="continuous", depth=2)) == tuning_path(config)
     Path(config.model).write_bytes(b"another target")
     assert fingerprint(config, pair_of(config)) not in names
+
+
+def test_what_was_learned_of_other_drafts_is_kept_apart(config: EngineConfig) -> None:
+    policy = make_policy("adaserve+", Constants(verify_rows=8, draft_rows=8))
+    both = replace(config, draft=f"{config.draft}+ngram")
+    configs = [config, both, replace(both, lookup="tenant")]
+    assert len({memory_path(c, policy) for c in configs}) == len(configs)

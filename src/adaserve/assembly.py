@@ -28,6 +28,7 @@ from adaserve.speculation.lookup import LookupDrafter
 from adaserve.speculation.mixed import MixedDrafter
 from adaserve.speculation.model import ModelDrafter
 from adaserve.speculation.ngram import NgramDrafter
+from adaserve.speculation.recall import TenantMemories
 from adaserve.step import Chunk
 
 
@@ -36,12 +37,14 @@ class Models:
     """What an engine computes with: the target, and what drafts for it (a decoder, prompt look-up, both in one tree, or nothing).
 
     draft_vocabulary: how many tokens, from the first on, the draft model may propose; None for all.
+    recalls: whether look-up also finds what requests of the same tenant said, and not the request's own text alone.
     """
 
     target: Decoder
     draft: Decoder | None = None
     lookup: bool = False
     draft_vocabulary: int | None = None
+    recalls: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,9 +100,9 @@ def make_executor(
     if models.draft is not None:
         pool = models.draft.new_pool(**pages)
         model = ModelDrafter(models.draft, pool, passes(models.draft, pool), make(device), sizes.slots, models.draft_vocabulary)
-        drafter = MixedDrafter(model, LookupDrafter(NgramDrafter())) if models.lookup else model
+        drafter = MixedDrafter(model, _lookup(models)) if models.lookup else model
     elif models.lookup:
-        drafter = LookupDrafter(NgramDrafter())
+        drafter = _lookup(models)
     pool = models.target.new_pool(**pages)
     return DeviceExecutor(
         target=models.target,
@@ -112,6 +115,10 @@ def make_executor(
         clock=clock,
         watch=EventStopwatch if gpu else partial(ClockStopwatch, clock),
     )
+
+
+def _lookup(models: Models) -> LookupDrafter:
+    return LookupDrafter(NgramDrafter(memories=TenantMemories() if models.recalls else None))
 
 
 def _drafting(models: Models) -> Drafting:
@@ -133,6 +140,7 @@ def assemble_engine(
     """Build an engine from decoders in memory. `executor`: one made before for these models and sizes, or None to make it."""
     latency = LatencyModel(profile)
     executor = executor or make_executor(models, sizes, clock)
+    executor.forget()
     scheduler = Scheduler(
         policy=policy,
         latency=latency,

@@ -173,7 +173,7 @@ def _load_parts(
     if pair.draft is not None:
         progress(f"loading draft {pair.draft.path}")
         draft = load_draft(pair.draft, target, dtype=dtype, owner=pair.target)
-    models = Models(target, draft, config.looks_up, _draft_vocabulary(config, target))
+    models = Models(target, draft, config.looks_up, _draft_vocabulary(config, target), recalls=config.lookup == "tenant")
     tokenizer = load_tokenizer(pair.target)
     sizes = _sizes(config, models, [] if world is None else world.rooms())
     clock = WallClock()
@@ -189,7 +189,7 @@ def _load_parts(
         path.parent.mkdir(parents=True, exist_ok=True)
         profile.save(path)
     drafters = [] if draft is None else [f"{draft.config.layers}-layer draft"]
-    drafter = " and ".join([*drafters, *["look-up"] * models.lookup]) or "no draft"
+    drafter = " and ".join([*drafters, *["look-up by tenant" if models.recalls else "look-up"] * models.lookup]) or "no draft"
     kernels = "Triton" if device.type == "cuda" else native_status()
     where = device.type if world is None else f"{world.group.size} x {device.type}"
     words = f"{config.model} on {where}, {str(dtype).removeprefix('torch.')}, {drafter}, kernels {kernels}"

@@ -7,6 +7,7 @@ from adaserve.errors import InvalidConfig
 DTYPES = ("auto", "bfloat16", "float32", "float64")
 DEVICES = ("auto", "cpu", "cuda")
 ORDERS = ("neediest", "easiest", "attainable")
+LOOKUPS = ("own", "tenant")
 BESIDE = "+ngram"
 """What names look-up beside a draft model."""
 
@@ -18,6 +19,7 @@ class EngineConfig:
     model: folder or hub id in Hugging Face layout, a .gguf file, or a known name such as `demo`.
     draft: a model like `model`, `ngram`, both in one tree as `MODEL+ngram`, `none`, or None for the model's own known draft (the
         demo has one), else none.
+    lookup: in which texts `ngram` looks: `own`, the request's alone, or `tenant`, also those of requests with the same API key.
     draft_vocabulary: how many tokens, from the first on, a draft model may propose; 0 for all, None for what suits the device.
     dtype: type of the weights; `auto` is bfloat16. On a CPU activations and logits are float32 beside bfloat16 weights.
     policy: a name from adaserve.policy.
@@ -62,6 +64,7 @@ class EngineConfig:
     tuning: str | None = None
     order: str = "neediest"
     coupled: bool | None = None
+    lookup: str = "own"
 
     @property
     def draft_model(self) -> str | None:
@@ -70,7 +73,7 @@ class EngineConfig:
 
     @property
     def looks_up(self) -> bool:
-        """Whether the request's own text is looked up, alone or beside a draft model."""
+        """Whether text is looked up, alone or beside a draft model."""
         return self.draft is not None and (self.draft == "ngram" or self.draft.endswith(BESIDE))
 
     def __post_init__(self) -> None:
@@ -80,6 +83,11 @@ class EngineConfig:
 
         require(self.dtype in DTYPES, f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         require(self.order in ORDERS, f"order must be one of {', '.join(ORDERS)}, got {self.order!r}")
+        require(self.lookup in LOOKUPS, f"lookup must be one of {', '.join(LOOKUPS)}, got {self.lookup!r}")
+        require(
+            self.lookup == "own" or self.looks_up,
+            f"lookup {self.lookup!r} needs a draft that looks text up: ngram, or MODEL{BESIDE}",
+        )
         require(self.device in DEVICES, f"device must be one of {', '.join(DEVICES)}, got {self.device!r}")
         require(
             self.draft_model not in ("", "none", "ngram") or self.draft == self.draft_model,

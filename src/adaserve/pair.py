@@ -45,7 +45,8 @@ def tuning_path(config: EngineConfig) -> Path:
 
 def memory_path(config: EngineConfig, policy: Policy) -> Path:
     """Where a policy keeps what it learned of these models, as they draft for it."""
-    drafts = f"{'-coupled' if policy.coupled else ''}{'-ngram' if config.looks_up else ''}"
+    found = f"-ngram{'' if config.lookup == 'own' else f'-{config.lookup}'}" if config.looks_up else ""
+    drafts = f"{'-coupled' if policy.coupled else ''}{found}"
     return cache_folder() / "learned" / f"{fingerprint(config, pair_of(config))}{drafts}.json"
 
 

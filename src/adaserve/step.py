@@ -16,6 +16,7 @@ class Placement:
     """A request comes to a slot: everything the executor must know about it, once.
 
     `tokens` are all known tokens (prompt, and after a pre-emption the output too); `prompt_length` says where output begins.
+    `cache_salt` is the tenant's: what was said under one salt helps no request with another, be it by pages or by look-up.
     """
 
     slot: int
@@ -25,6 +26,7 @@ class Placement:
     seed: int
     choice: int
     stop_ids: tuple[int, ...]
+    cache_salt: str = ""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ def test_options_are_heard() -> None:
         "m", "--draft", "none", "--policy", "spec:2", "--budget", "64", "--depth", "0", "--width", "auto", "--seed", "9"
     )
     assert heard == EngineConfig(model="m", draft="none", policy="spec:2", budget=64, depth=0, width=None, seed=9)
+    assert parse("--draft", "demo+ngram", "--lookup", "tenant") == EngineConfig(draft="demo+ngram", lookup="tenant")
     assert parse("--no-prefix-caching", "--kv-tokens", "100") == EngineConfig(prefix_caching=False, kv_tokens=100)
 
 

@@ -49,6 +49,9 @@ class Watched:
         self.models, self.sizes = tiny_models(), Sizes(slots, 200, pages, 4)
         return make_executor(self.models, self.sizes, WallClock(), padded=True, capture=Noting)
 
+    def forget(self) -> None:
+        self._inner.forget()
+
     def speculate(self, plan: StepPlan) -> CandidateTree:
         self.plans.append(plan)
         return self._inner.speculate(plan)

@@ -34,6 +34,7 @@ SETTINGS = {
     "spec4, pre-empted": (Setting("spec:4", pages=24), 2),
     "look-up": (Setting("adaserve", draft="ngram"), 2),
     "both drafters": (Setting("adaserve", draft="model+ngram"), 2),
+    "both drafters by tenant": (Setting("adaserve", draft="model+ngram by tenant"), 2),
     "plus, pages of one": (Setting("adaserve+", page_size=1, pages=1600), 2),
     "padded, pre-empted": (Setting("adaserve", pages=20, padded=True), 2),
     "no draft, no reuse": (Setting("sarathi", draft="none", prefix_caching=False, overrides=Overrides(budget=11)), 2),

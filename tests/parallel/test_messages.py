@@ -34,7 +34,9 @@ PLANS = st.builds(
     StepPlan,
     released=tuples(NUMBERS),
     placed=tuples(
-        st.builds(Placement, NUMBERS, tuples(NUMBERS), NUMBERS, SAMPLING, st.integers(0, 2**64 - 1), NUMBERS, tuples(NUMBERS))
+        st.builds(
+            Placement, NUMBERS, tuples(NUMBERS), NUMBERS, SAMPLING, st.integers(0, 2**64 - 1), NUMBERS, tuples(NUMBERS), st.text()
+        )
     ),
     grants=tuples(st.builds(PageGrant, NUMBERS, NUMBERS, tuples(NUMBERS))),
     decoding=tuples(NUMBERS),

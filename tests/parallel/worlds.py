@@ -65,7 +65,8 @@ def shared_engine(
 
     def models(rank: int) -> Models:
         target = assemble(config, weights, "target", dtype=torch.float64, group=world[rank])
-        return Models(target, draft if rank == 0 else None, lookup=rank == 0 and setting.draft.endswith("ngram"))
+        looks_up, recalls = (rank == 0 and word in setting.draft for word in ("ngram", "by tenant"))
+        return Models(target, draft if rank == 0 else None, lookup=looks_up, recalls=recalls)
 
     def other(rank: int) -> None:
         executor = make_executor(models(rank), sizes, WallClock(), padded=setting.padded or None)

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaserve.speculation.ngram import HitRate, NgramDrafter, NgramIndex
+from adaserve.speculation.index import NgramIndex
+from adaserve.speculation.ngram import HitRate, NgramDrafter
 from adaserve.step import Drafted
 from adaserve.tree import MAX_NODES, ROOT, Source, pack
 

@@ -107,6 +107,7 @@ def _engine(args: argparse.Namespace, source: WorkloadSource, stop: Stop, opened
         conditions={
             **{name: value for name, value in vars(config).items() if name != "policy"},
             **_common(args),
+            "lookup_over_earlier_requests": parts.models.recalls,
             **({"looks_up_beyond_eos": True} if beyond_eos else {}),
             "sizes": asdict(parts.sizes),
             "constants": asdict(machine_constants(config, parts.profile)),
@@ -142,5 +143,4 @@ def _common(args: argparse.Namespace) -> dict[str, object]:
         "seed": args.seed,
         "drain_s": args.drain,
         "baseline": "measured" if args.baseline_ms is None else f"stated: {args.baseline_ms:g} ms",
-        "lookup_over_earlier_requests": False,
     }

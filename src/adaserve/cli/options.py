@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Callable
 
-from adaserve.config import DEVICES, DTYPES, ORDERS, EngineConfig
+from adaserve.config import DEVICES, DTYPES, LOOKUPS, ORDERS, EngineConfig
 
 DEFAULTS = EngineConfig()
 
@@ -37,6 +37,12 @@ def add_engine_options(parser: argparse.ArgumentParser, model: bool = True, poli
         )
     group = parser.add_argument_group("engine")
     group.add_argument("--draft", metavar="MODEL[+ngram]|ngram|none", help="what drafts (default: the model's own draft, if any)")
+    group.add_argument(
+        "--lookup",
+        choices=LOOKUPS,
+        default=DEFAULTS.lookup,
+        help="where ngram looks: in the request's own text, or also in those of the same API key (default: %(default)s)",
+    )
     group.add_argument(
         "--draft-vocabulary", type=auto_or(0), metavar="auto|N", help="propose only the first N tokens; 0 for all of them"
     )
@@ -111,4 +117,5 @@ def engine_config(args: argparse.Namespace, max_queue: int = DEFAULTS.max_queue)
         tuning=args.tuning,
         order=args.order,
         coupled=args.coupled,
+        lookup=args.lookup,
     )

@@ -84,6 +84,11 @@ class DeviceExecutor:
         """Whether promised steps are begun before they are planned: on a device that works while the host plans."""
         return self._table.spare is not None
 
+    def forget(self) -> None:
+        """Drop what the drafter remembers."""
+        if self._drafter is not None:
+            self._drafter.forget()
+
     @torch.inference_mode()
     def speculate(self, plan: StepPlan) -> CandidateTree:
         """Take in what the plan says of slots and pages, then let the drafter propose.  [n, N]"""

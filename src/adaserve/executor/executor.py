@@ -23,6 +23,10 @@ class Executor(Protocol):
         """Whether it computes a step before its plan is made where the plan before it promises that (StepPlan.again)."""
         ...
 
+    def forget(self) -> None:
+        """Another engine begins: drop what was remembered of requests that have gone, so that it owes the last one nothing."""
+        ...
+
     def speculate(self, plan: StepPlan) -> CandidateTree:
         """Let the drafter propose a tree for every decoding request: d beam steps of width w.  [n, N]"""
         ...

@@ -66,6 +66,9 @@ class SimulatedExecutor:
         self._true: Ints = np.zeros((0, 1), dtype=np.int64)  # [n, D + 1] the tokens that will come, if all are accepted
         self._walk: Walk | None = None
 
+    def forget(self) -> None:
+        """Nothing is remembered."""
+
     def speculate(self, plan: StepPlan) -> CandidateTree:
         """Propose what the recorded draft would, d beam steps of width w.  [n, N]"""
         for placement in plan.placed:

@@ -50,6 +50,10 @@ class Leader:
         """As the executor that it leads; the others do as it does, for the plan says so."""
         return self._inner.runs_ahead
 
+    def forget(self) -> None:
+        """Drop what this rank's drafter remembers: the others have none."""
+        self._inner.forget()
+
     def speculate(self, plan: StepPlan) -> CandidateTree:
         """Send the plan; speculate, alone."""
         with self._ranks.watched():

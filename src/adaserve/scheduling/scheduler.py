@@ -280,6 +280,7 @@ class Scheduler:
                     seed=request.seed,
                     choice=request.choice,
                     stop_ids=request.stop_ids,
+                    cache_salt=request.cache_salt,
                 )
             )
             grants[slot] = PageGrant(slot, 0, tuple(state.pages))

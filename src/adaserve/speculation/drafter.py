@@ -33,6 +33,10 @@ class Drafter(Protocol):
         """A slot's request has gone."""
         ...
 
+    def forget(self) -> None:
+        """Drop what is remembered of requests that have gone."""
+        ...
+
     def work(self, plan: StepPlan) -> tuple[tuple[int, ...], int]:
         """Rows of each pass over a draft model that `propose` makes, and the paged tokens that its attention reads."""
         ...

@@ -17,11 +17,15 @@ class LookupDrafter:
 
     def place(self, placement: Placement) -> None:
         """Index the request's known tokens."""
-        self._ngrams.place(placement.slot, placement.tokens)
+        self._ngrams.place(placement.slot, placement.tokens, placement.cache_salt)
 
     def release(self, slot: int) -> None:
         """Forget the slot's tokens."""
         self._ngrams.release(slot)
+
+    def forget(self) -> None:
+        """Forget what tenants said before."""
+        self._ngrams.forget()
 
     def work(self, plan: StepPlan) -> tuple[tuple[int, ...], int]:
         """None: there is no model."""

@@ -31,6 +31,11 @@ class MixedDrafter:
         self._model.release(slot)
         self._lookup.release(slot)
 
+    def forget(self) -> None:
+        """Tell both."""
+        self._model.forget()
+        self._lookup.forget()
+
     def work(self, plan: StepPlan) -> tuple[tuple[int, ...], int]:
         """The model's: look-up has none."""
         return self._model.work(plan)

@@ -92,6 +92,9 @@ class ModelDrafter:
     def release(self, slot: int) -> None:
         """What is kept for a slot, its rows in the pool and how its request draws, the next request overwrites."""
 
+    def forget(self) -> None:
+        """Nothing is remembered."""
+
     def work(self, plan: StepPlan) -> tuple[tuple[int, ...], int]:
         """Rows of each draft pass, and the paged tokens that attention reads."""
         return draft_work(plan.drafting, plan.catch_up, plan.depth, plan.width)

@@ -1,60 +1,18 @@
-"""The n-gram drafter (prompt look-up): proposes what followed the latest tokens when they last occurred in the same request.
+"""The n-gram drafter (prompt look-up): proposes what followed the latest tokens when they last occurred.
 
-It needs no model, and does well where output repeats input: code edits, summaries, retrieval.
+In the same request; where it has a memory of its tenant's texts, also in those. It needs no model, and does well where output
+repeats what was said: code edits, summaries, retrieval, and with a memory prompts that come again.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
 from adaserve.runtime.transfer import upload
+from adaserve.speculation.index import Continuation, NgramIndex
+from adaserve.speculation.recall import TenantMemories
 from adaserve.step import Drafted
 from adaserve.tree import MAX_NODES, ROOT, CandidateTree, Source
-
-Gram = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Continuation:
-    """What may follow, and the size of the n-gram that it followed before; 0 where nothing was found."""
-
-    tokens: list[int]
-    size: int
-
-
-class NgramIndex:
-    """The known tokens of one request, and where each of its n-grams was last continued. O(1) per token and n-gram size."""
-
-    def __init__(self, shortest: int, longest: int) -> None:
-        self._sizes = range(longest, shortest - 1, -1)
-        self._tokens: list[int] = []
-        self._next: dict[Gram, int] = {}  # n-gram -> index of the token that followed its latest occurrence
-
-    def append(self, tokens: Sequence[int]) -> None:
-        """Take in tokens that have become known."""
-        first = len(self._tokens)
-        self._tokens += tokens
-        for size in self._sizes:
-            # An n-gram counts once something follows it, so a look-up never finds the suffix itself: zip drops the last one.
-            start = max(first - size, 0)
-            window = self._tokens[start:]
-            grams = zip(*(window[offset:] for offset in range(size)), strict=False)
-            self._next.update(zip(grams, range(start + size, len(self._tokens)), strict=False))
-
-    def continuation(self, length: int) -> Continuation:
-        """Propose `length` tokens to follow the known ones; none when no suffix of an allowed size occurred before.
-
-        The longest such suffix decides, at its latest occurrence. Where the copy runs into the end of the known tokens, it goes
-        on with what it has proposed itself: a loop keeps looping.
-        """
-        known = self._tokens
-        for size in self._sizes:
-            start = self._next.get(tuple(known[-size:])) if size <= len(known) else None
-            if start is not None:
-                period = len(known) - start
-                return Continuation([known[start + step % period] for step in range(length)], size)
-        return Continuation([], 0)
 
 
 class HitRate:
@@ -90,33 +48,52 @@ class HitRate:
 
 
 class NgramDrafter:
-    """Proposes one chain per request by prompt look-up, with acceptance learned online.
+    """Proposes one chain per request by look-up, with acceptance learned online.
 
-    shortest, longest: sizes of the suffixes that are looked up, in tokens.
+    shortest, longest: sizes of the suffixes that are looked up in the request's own text, in tokens. memories: of its tenant's
+    texts, in which a longer suffix than its own text has decides; None looks no further than that.
     """
 
-    def __init__(self, shortest: int = 2, longest: int = 4) -> None:
+    def __init__(self, shortest: int = 2, longest: int = 4, memories: TenantMemories | None = None) -> None:
         if not 1 <= shortest <= longest:
             raise ValueError(f"n-gram sizes must satisfy 1 <= shortest <= longest, got {shortest} and {longest}")
+        if memories is not None and memories.longest > longest:
+            raise ValueError(f"memories find up to {memories.longest} tokens, but a request's own text only {longest}")
         self._shortest = shortest
         self._longest = longest
+        self._memories = memories
         self._indices: dict[int, NgramIndex] = {}
-        self._sizes: dict[int, int] = {}  # slot -> size of the n-gram that its latest proposal followed
-        self._hits = [HitRate() for _ in range(longest + 1)]  # by that size: what followed more is likelier to follow again
+        self._tenants: dict[int, str] = {}  # slot -> its tenant's salt
+        # By the size of the n-gram that a proposal followed, for what followed more is likelier to follow again, and by where.
+        self._own = [HitRate() for _ in range(longest + 1)]
+        self._recalled = [HitRate() for _ in range(longest + 1)]
+        self._hits: dict[int, HitRate] = {}  # slot -> what its latest proposal counts for
 
-    def place(self, slot: int, tokens: Sequence[int]) -> None:
-        """Start a slot with its known tokens, prompt first; whatever the slot held is forgotten."""
+    def place(self, slot: int, tokens: Sequence[int], tenant: str = "") -> None:
+        """Start a slot with its known tokens, prompt first; whatever the slot held is forgotten. tenant: whose request it is."""
+        self.release(slot)
         self._indices[slot] = NgramIndex(self._shortest, self._longest)
+        self._tenants[slot] = tenant
         self.append(slot, tokens)
 
     def append(self, slot: int, tokens: Sequence[int]) -> None:
         """Tell the tokens that a slot has gained."""
         self._indices[slot].append(tokens)
+        if self._memories is not None:
+            self._memories.of(self._tenants[slot]).append(slot, tokens)
 
     def release(self, slot: int) -> None:
-        """Forget a slot; one that holds nothing is fine."""
+        """Forget a slot, though not what its tenant's memory has of it; one that holds nothing is fine."""
         self._indices.pop(slot, None)
-        self._sizes.pop(slot, None)
+        self._hits.pop(slot, None)
+        tenant = self._tenants.pop(slot, None)
+        if self._memories is not None and tenant is not None:
+            self._memories.end(tenant, slot)
+
+    def forget(self) -> None:
+        """Drop all memories of tenants."""
+        if self._memories is not None:
+            self._memories.forget()
 
     def propose(
         self, slots: Sequence[int], depth: int, room: Sequence[int], drafting: Sequence[bool], device: torch.device | str = "cpu"
@@ -127,16 +104,16 @@ class NgramDrafter:
         """
         if not 0 <= depth <= MAX_NODES:
             raise ValueError(f"an n-gram chain's depth must be in [0, {MAX_NODES}], got {depth}")
-        f = [hits.path_probs(depth) for hits in self._hits]
+        own, recalled = ([hits.path_probs(depth) for hits in by_size] for by_size in (self._own, self._recalled))
         token: list[list[int]] = []
         prob: list[list[float]] = []
         for slot, deepest, drafts in zip(slots, room, drafting, strict=True):
             length = max(min(depth, deepest), 0) if drafts else 0
-            found = self._indices[slot].continuation(length)
-            self._sizes[slot] = found.size
+            found, elsewhere = self._continuation(slot, length)
+            self._hits[slot] = (self._recalled if elsewhere else self._own)[found.size]
             padding = depth - len(found.tokens)
             token.append(found.tokens + [0] * padding)
-            prob.append(f[found.size][: len(found.tokens)] + [0.0] * padding)
+            prob.append((recalled if elsewhere else own)[found.size][: len(found.tokens)] + [0.0] * padding)
         shape = (len(slots), depth)
         column = torch.arange(depth, device=device)
         return CandidateTree(
@@ -152,4 +129,13 @@ class NgramDrafter:
         nodes = zip(drafted.request, drafted.depth, drafted.source, drafted.reached, drafted.accepted, strict=True)
         for request, depth, source, reached, accepted in nodes:
             if reached and source == Source.NGRAM:
-                self._hits[self._sizes[slots[request]]].learn(depth, accepted)
+                self._hits[slots[request]].learn(depth, accepted)
+
+    def _continuation(self, slot: int, length: int) -> tuple[Continuation, bool]:
+        """What may follow by the longest suffix that is known, and whether it is known from elsewhere than the request itself."""
+        index = self._indices[slot]
+        own = index.continuation(length)
+        if self._memories is None or not length:
+            return own, False
+        found = self._memories.of(self._tenants[slot]).continuation(index.known[-self._longest :], length, beyond=own.size)
+        return (found, True) if found.size else (own, False)
