@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from adaserve.bench.demo_client import Client, Tally, closed_loop, open_loop
-from adaserve.bench.demo_options import Options, parse, pilot_running
+from adaserve.bench.demo_options import PILOT_SHARE, Options, parse, pilot_running
 from adaserve.bench.demo_report import DemoReport, DemoRun, show
 from adaserve.bench.demo_server import DemoServer
 from adaserve.bench.demo_terminal import Terminal, Wrap, bar
@@ -136,7 +136,7 @@ class Demo:
                 raise AdaServeError(f"the server does not answer: {answer.error}")
 
     async def _pilot(self) -> float:
-        """Find the rate at which `continuous` runs so many requests at once: what it completes per second with that many."""
+        """Find the rate: a share of what `continuous` completes per second with so many requests in flight."""
         label = f"pilot ({PILOT_POLICY})"
         # The same mix as in the runs, in the order of a workload that is long enough for any machine.
         arrivals = generate(DEMO_MIX, 10.0, 100.0, np.random.default_rng([self._options.seed, 999])).arrivals
@@ -145,12 +145,13 @@ class Demo:
             started = self._clock.now()
             ticker = asyncio.create_task(self._tick(label, started, running))
             try:
-                rate = await self._unless_stopped(closed_loop(client, arrivals, running, PILOT_SECONDS, self._clock))
+                most = await self._unless_stopped(closed_loop(client, arrivals, running, PILOT_SECONDS, self._clock))
             finally:
                 ticker.cancel()
+        rate = PILOT_SHARE * most
         self._terminal.say(
             f"Baseline {server.baseline * 1e3:.1f} ms per token. Load: {rate:.2f} requests/s, "
-            f"as {PILOT_POLICY} serves with {running} in flight."
+            f"{PILOT_SHARE:.0%} of what {PILOT_POLICY} serves with {running} in flight."
         )
         return rate
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from adaserve.bench.numbers import positive
 
+PILOT_SHARE = 0.4
+"""Of what the pilot serves without a pause: requests that come by chance come in bunches, and prompts of others cost time too."""
 PILOT_STRETCH = 1.35
 """Baselines that a token of plain decoding takes at the pilot's load: too slow for urgent requests, at 1.2, but not by far."""
 PILOT_LEAST = 2
