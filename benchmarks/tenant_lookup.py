@@ -105,6 +105,12 @@ def counted(one: Yield) -> dict[str, float]:
     }
 
 
+def sizes_of(text: str) -> tuple[int, int]:
+    """Shortest and longest of `3-4`."""
+    shortest, longest = map(int, text.split("-"))
+    return shortest, longest
+
+
 def line(half: str, one: dict[str, float]) -> str:
     counts = f"{one['nodes_per_step']:.1f} nodes, look-up right {one['lookup_right']:.2f} ({one['lookup_tried']})"
     return f"| {half} {one['tokens_per_step']:.3f} a step, {counts}"
@@ -128,9 +134,9 @@ def main() -> None:
     said: dict[str, dict[str, list[int]]] = {}
     for draft in args.drafts:
         for where in ("own", *args.sizes):
-            sizes = None if where == "own" else tuple(map(int, where.split("-")))
+            sizes = None if where == "own" else sizes_of(where)
             config = replace(base, draft=draft, lookup="own" if sizes is None else "tenant")
-            with loaded(config, sizes) as parts:  # type: ignore[arg-type]
+            with loaded(config, sizes) as parts:
                 for setting in args.settings:
                     requests = requests_of(setting, parts.tokenizer, parts.eos_ids, args.max_tokens)
                     policy = EqualTrees(depth, width, nodes).policy(coupled=setting == "retries")

@@ -34,7 +34,7 @@ class Case:
     def twin(self) -> tuple[CandidateTree, list[list[bool]]]:
         """Grow the same trees with speculation/beam.py, looking every row up by itself, and say which nodes are on the path."""
         ranks = min(self.width, RECORDING.width)
-        beam = Beam(self.width, torch.from_numpy(self.room), torch.ones(self.n, dtype=torch.bool))
+        beam = Beam(self.width, torch.from_numpy(self.room))
         on = [[True] for _ in range(self.n)]  # of the last step's rows
         every: list[list[bool]] = [[] for _ in range(self.n)]
         for step in range(self.depth):

@@ -25,7 +25,7 @@ def test_beams_of_every_width_name_their_rows_in_place(slots: int, width: int, s
     """A beam of width 1 has the same mask for all requests: a view that repeats it is not enough."""
     table = filled(slots)
     slot = torch.arange(slots)
-    beam = Beam(width, torch.full((slots,), steps), torch.ones(slots, dtype=torch.bool))
+    beam = Beam(width, torch.full((slots,), steps))
     token = torch.arange(width).expand(slots, 1, width)
     for depth in range(1, steps + 1):
         rows = beam.extend(token, torch.full(token.shape, -1.0))

@@ -50,7 +50,7 @@ def paths_of(tree: CandidateTree, request: int) -> list[Path]:
 def grow(model: ToyModel, width: int, depth: int, room: list[int], drafting: list[bool]) -> tuple[CandidateTree, list[BeamRows]]:
     """Run the beam as an executor does, with the toy in place of the draft model."""
     n = len(room)
-    beam = Beam(width, torch.tensor(room, dtype=torch.int64), torch.tensor(drafting, dtype=torch.bool))
+    beam = Beam(width, torch.tensor(room, dtype=torch.int64) * torch.tensor(drafting, dtype=torch.bool))
     paths: list[list[Path]] = [[()] for _ in range(n)]
     steps = []
     for step in range(depth):
@@ -177,7 +177,7 @@ def test_the_optimum_needs_no_more_than_the_beam(seed: int, n: int, nodes: int, 
 def test_probabilities_never_rise_whatever_the_rounding(seed: int, dtype: torch.dtype) -> None:
     """Log-probabilities near 0, and above it by rounding, as softmaxes of sharp rows give them."""
     generator = torch.Generator().manual_seed(seed)
-    beam = Beam(3, torch.full((4,), 20), torch.ones(4, dtype=torch.bool))
+    beam = Beam(3, torch.full((4,), 20))
     for step in range(20):
         rows = 1 if step == 0 else 3
         log_prob = ((torch.rand(4, rows, 3, generator=generator) - 0.9) * 1e-7).to(dtype)
@@ -189,7 +189,7 @@ def test_probabilities_never_rise_whatever_the_rounding(seed: int, dtype: torch.
 
 
 def test_impossible_tokens_and_broken_rows_become_padding() -> None:
-    beam = Beam(2, torch.tensor([3, 3, 3]), torch.tensor([True, True, True]))
+    beam = Beam(2, torch.tensor([3, 3, 3]))
     nan, inf = math.nan, math.inf
     first = beam.extend(torch.tensor([[[4, 5]]] * 3), torch.tensor([[[-0.5, -inf]], [[nan, nan]], [[-0.5, -1.0]]]))
     assert (first.path_prob > 0).tolist() == [[True, False], [False, False], [True, True]]
@@ -201,14 +201,14 @@ def test_impossible_tokens_and_broken_rows_become_padding() -> None:
 
 
 def test_underflow_ends_a_path() -> None:
-    beam = Beam(1, torch.tensor([5]), torch.tensor([True]))
+    beam = Beam(1, torch.tensor([5]))
     for _ in range(4):
         beam.extend(torch.tensor([[[1]]]), torch.tensor([[[-300.0]]]))
     assert (beam.tree().path_prob > 0).tolist() == [[True, True, False, False]]
 
 
 def test_without_steps_there_are_no_candidates() -> None:
-    tree = Beam(3, torch.tensor([3, 3]), torch.tensor([True, False])).tree()
+    tree = Beam(3, torch.tensor([3, 0])).tree()
     assert tree.token.shape == (2, 0)
 
 
@@ -217,14 +217,14 @@ def test_refuses_what_does_not_fit() -> None:
         return torch.arange(width).view(1, 1, width), torch.full((1, 1, width), -1.0)
 
     with pytest.raises(ValueError, match="width"):
-        Beam(0, torch.tensor([3]), torch.tensor([True]))
+        Beam(0, torch.tensor([3]))
     with pytest.raises(ValueError, match="width"):
-        Beam(MAX_NODES + 1, torch.tensor([3]), torch.tensor([True]))
-    beam = Beam(32, torch.tensor([3]), torch.tensor([True]))
+        Beam(MAX_NODES + 1, torch.tensor([3]))
+    beam = Beam(32, torch.tensor([3]))
     beam.extend(*one_row(32))
     with pytest.raises(ValueError, match="exceed 63"):
         beam.extend(torch.zeros(1, 32, 32, dtype=torch.int64), torch.zeros(1, 32, 32))
-    beam = Beam(2, torch.tensor([3]), torch.tensor([True]))
+    beam = Beam(2, torch.tensor([3]))
     beam.extend(*one_row(2))
     with pytest.raises(ValueError, match="cannot extend 1 rows"):
         beam.extend(*one_row(2))

@@ -43,16 +43,15 @@ class BeamRows:
 class Beam:
     """Candidate trees of n requests in the making.
 
-    width     w, nodes kept per step and request
-    room      [n] int64  deepest node that each request may use
-    drafting  [n] bool   whether it drafts at all; the others get padding only. None: all do
+    width  w, nodes kept per step and request
+    room   [n] int64  deepest node that each request may use; with 0 it gets padding only
     """
 
-    def __init__(self, width: int, room: Tensor, drafting: Tensor | None = None) -> None:
+    def __init__(self, width: int, room: Tensor) -> None:
         if not 1 <= width <= MAX_NODES:
             raise ValueError(f"a beam's width must be in [1, {MAX_NODES}], got {width}")
         self._width = width
-        self._room = room if drafting is None else torch.where(drafting, room, 0)  # [n]
+        self._room = room
         self._kept: Kept | None = None  # by the last step
         self._steps: list[BeamRows] = []
 

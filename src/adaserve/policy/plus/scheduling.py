@@ -107,8 +107,9 @@ class PlusScheduling:
             room = best_room(
                 wish, scene.padding, scene.latency, self._yields.brought, unit(offers, worth), self._constants.prompt_worth
             )
-            most, prompt_rows = room.nodes, prompt_rows if room.prompt == prompt else room.prompt
-            prompt = room.prompt
+            if room.prompt < prompt:
+                prompt = prompt_rows = room.prompt
+            most = room.nodes
         # Prompt rows that take the place of padding cost nothing.
         prompt = most_prompt(scene.padding, scene.padding.trees(demand.decoding, nodes, most), prompt, demand.prompt)
         rows = scene.padding.whole(scene.padding.trees(demand.decoding, most, most), prompt)
