@@ -112,18 +112,57 @@ def test_captured_calls_go_before_the_group_does(folder: Path, monkeypatch: pyte
     assert not dist.is_initialized()
 
 
-@pytest.mark.cuda
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-def test_ranks_on_gpus_end(folder: Path) -> None:
-    """Steps with collectives have been captured, and the group ends all the same."""
-    parts = load_parts(replace(config(folder, 2), device="cuda", dtype="float32"), lambda line: None)
-    engine = parts.engine(parts.policy("continuous"))
-    for request in requests():
-        engine.add(request)
-    while engine.step() is not None:
-        pass
+TWO_GPUS = pytest.param(
+    "cuda", marks=[pytest.mark.cuda, pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")]
+)
+USER = """
+import sys
+from adaserve.build import load_parts
+from tests.parallel.test_processes import Path, config, replace, requests
+
+device, end = sys.argv[2:]
+parts = load_parts(replace(config(Path(sys.argv[1]), 2), device=device, dtype="float32"), lambda line: None)
+engine = parts.engine(parts.policy("continuous"))
+for request in requests():
+    engine.add(request)
+while engine.step() is not None:
+    pass
+if end == "close":
     parts.close()
-    assert not dist.is_initialized()
+print("used", flush=True)
+"""
+
+
+@pytest.mark.parametrize("end", ["close", "leave"])
+@pytest.mark.parametrize("device", ["cpu", TWO_GPUS])
+def test_a_process_with_ranks_ends(folder: Path, device: str, end: str) -> None:
+    """On GPUs steps with collectives have been captured, for which NCCL waits; closing lets go of them, and so does leaving."""
+    command = [sys.executable, "-c", USER, str(folder), device, end]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3 * SLOW, check=False)
+    assert (done.returncode, done.stdout) == (0, "used\n"), done.stderr
+
+
+MET = """
+import shutil, sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from adaserve.parallel.group import connect
+
+group = connect(Path(sys.argv[1]), rank=0, size=1, device=torch.device("cpu"), timeout=600.0)
+shutil.rmtree(sys.argv[1])
+try:
+    dist.distributed_c10d._get_default_store().check(["nothing"])
+except RuntimeError:
+    print("not found")
+"""
+
+
+def test_nobody_waits_for_the_file_where_ranks_met(tmp_path: Path) -> None:
+    """NCCL's watcher looks into it all the time, and the group's end waits for the watcher."""
+    done = subprocess.run([sys.executable, "-c", MET, str(tmp_path)], capture_output=True, text=True, timeout=SLOW, check=False)
+    assert done.stdout == "not found\n", done.stderr
 
 
 def test_a_rank_that_never_comes_up_is_told() -> None:

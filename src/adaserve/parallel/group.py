@@ -23,6 +23,8 @@ from adaserve.errors import EngineFailed, InvalidConfig
 
 PATIENCE = 10.0
 """Seconds in which a group ends that can."""
+STORE_PATIENCE = 1.0
+"""Seconds for which a group that has met looks for the file in which it met."""
 
 
 class Group(Protocol):
@@ -145,15 +147,19 @@ def connect(folder: Path, *, rank: int, size: int, device: torch.device, timeout
     """
     check_alone()
     cuda = device.type == "cuda"
+    store = dist.FileStore(str(folder / "store"), size)
     with _told():
         dist.init_process_group(
             "nccl" if cuda else "gloo",
-            store=dist.FileStore(str(folder / "store"), size),
+            store=store,
             rank=rank,
             world_size=size,
             timeout=timedelta(seconds=timeout),
             device_id=torch.device("cuda", rank) if cuda else None,
         )
+    # A thread of torch's looks into the store every second, and the group's end waits for it. Where the folder has gone, it would
+    # look for as long as ranks wait for each other.
+    store.set_timeout(timedelta(seconds=STORE_PATIENCE))
     world = dist.group.WORLD
     assert world is not None, "it was made just now"
     group = TorchGroup(world)

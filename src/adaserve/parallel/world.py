@@ -1,5 +1,6 @@
 """World: rank 0's group and its hold on the other ranks, opened before a model is loaded and closed after its last step."""
 
+import weakref
 from dataclasses import dataclass
 
 import torch
@@ -33,12 +34,19 @@ class World:
     def lead(self, executor: Executor, slots: int, length: int, pages: int, page_size: int) -> Executor:
         """Let the other ranks serve with these sizes, and lead them by rank 0's executor."""
         self.ranks.send(Serve(slots, length, pages, page_size))
-        return Leader(executor, self.group, self.ranks)
+        leader = Leader(executor, self.group, self.ranks)
+        weakref.finalize(leader, _end, executor, self)  # also when the interpreter exits and nobody has closed anything
+        return leader
 
     def close(self) -> None:
         """End the other ranks; harmless when done before."""
         self.ranks.close()
         disconnect()
+
+
+def _end(executor: Executor, world: World) -> None:
+    executor.close()  # NCCL's group cannot end before its graphs
+    world.close()
 
 
 def open_world(
