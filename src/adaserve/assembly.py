@@ -93,7 +93,7 @@ def make_executor(
             return PlainPasses(decoder, pool)
         first = table.known_batch([Chunk(sizes.slots, 0, 1)], pool.tail_start)  # the spare slot's
         prepare(pool.keys[0], pool.values[0], first, decoder.config.heads // decoder.config.kv_heads)
-        decoder.layers[0].prepare()
+        decoder.prepare()
         return GraphPasses(decoder, pool, pool.tail_start + sizes.slots * TAIL_ROWS)
 
     drafter: Drafter | None = None

@@ -191,6 +191,11 @@ class Linear:
         return self._weight.to(self._dtype)
 
     @property
+    def bias(self) -> Tensor | None:
+        """The bias [N], if there is one."""
+        return self._bias
+
+    @property
     def addresses(self) -> tuple[int, int, int] | None:
         """For native callers: where the kernel is, its weights, and the bias or 0; None where torch computes."""
         packed = self._packed

@@ -20,6 +20,7 @@ from adaserve.kernels.linear import Linear
 from adaserve.kernels.norm import add_rms_norm, rms_norm
 from adaserve.kernels.rotary import RotaryTable, rotate_and_store
 from adaserve.models.config import ModelConfig
+from adaserve.models.fused_layers import FusedLayers
 from adaserve.models.layer import Layer
 from adaserve.models.native_layers import NativeLayers
 from adaserve.parallel.group import ALONE, Group
@@ -82,6 +83,8 @@ class Decoder:
         Returns the hidden states after the final norm  # [B, hidden]
         """
         residual = self._embed(batch.token)  # [B, hidden]
+        if self.fused_layers is not None and self.fused_layers.takes(residual):
+            return rms_norm(self.fused_layers(residual, batch, pool), self.norm, self.config.eps)
         x = rms_norm(residual, self.layers[0].input_norm, self.config.eps)  # [B, hidden]
         if self.native_layers is not None and self.native_layers(x, residual, batch, pool):
             return x
@@ -93,8 +96,23 @@ class Decoder:
         parts = self.layers, self.norm, self.table
         return NativeLayers(self.config, *parts) if self.group.size == 1 and NativeLayers.able(*parts) else None
 
+    @cached_property
+    def fused_layers(self) -> FusedLayers | None:
+        """The layers in few kernels, on a GPU where they are narrow and nobody else has a share of them."""
+        able = self.device.type == "cuda" and self.group.size == 1 and FusedLayers.able(self.config, self.layers, self.dtype)
+        return FusedLayers(self.config, self.layers, self.table) if able else None
+
+    def prepare(self) -> None:
+        """On a GPU, have all kernels but attention's compiled, so that no request waits for it."""
+        self.layers[0].prepare()
+        if self.fused_layers is not None:
+            self.fused_layers.prepare()
+
     def _run_layers(self, x: Tensor, residual: Tensor, batch: ForwardBatch, pool: KVPool) -> Tensor:
-        """Layer by layer: what NativeLayers does in one call. x, residual [B, hidden], normed and not -> [B, hidden]."""
+        """Layer by layer: what NativeLayers does in one call, and FusedLayers in fewer kernels.
+
+        x, residual [B, hidden], normed and not -> [B, hidden], normed.
+        """
         eps = self.config.eps
         scale = self.config.head_dim**-0.5
         next_norms = [layer.input_norm for layer in self.layers[1:]] + [self.norm]
