@@ -31,11 +31,13 @@ class KVPool:
         rows = self.tail_start + slots * TAIL_ROWS
         shape = (layers, rows, heads, head_dim)
         if torch.device(device).type == "cpu":
-            self.keys, self.values = empty_huge(*shape, dtype=dtype), empty_huge(*shape, dtype=dtype)  # [layers, R, KH, hd]
+            # Cleared for the system to give the memory now. Within a step that takes milliseconds for a huge page, and all layers
+            # need their next one at the same token (docs/log.md, 2026-11-28, third session).
+            self.keys = empty_huge(*shape, dtype=dtype).zero_()  # [layers, R, KH, hd]
+            self.values = empty_huge(*shape, dtype=dtype).zero_()
         else:
-            self.keys = torch.empty(shape, dtype=dtype, device=device)
+            self.keys = torch.empty(shape, dtype=dtype, device=device)  # nobody attends to a row that was not written
             self.values = torch.empty_like(self.keys)
-        # Not cleared: nobody attends to a row that was not written.
 
     def move(self, source: Tensor, dest: Tensor) -> None:
         """Copy pool rows `source` [m] to rows `dest` [m], in every layer: an accepted path goes from tail to pages."""
