@@ -245,6 +245,32 @@ def test_further_draft_passes_have_a_curve_of_their_own(
     assert speculation({}, passes) == pytest.approx(speculation(first, passes))
 
 
+@given(shapes, st.floats(0.0, 0.5), st.floats(0.0, 1.0))
+def test_rows_of_a_prompt_save_their_share_of_what_a_pass_of_them_saves(shape: StepShape, saved: float, part: float) -> None:
+    """Of all rows but one, all of it."""
+    whole = shape.rows - 1
+    model = LatencyModel(replace(STAIRS, prompt_saves_ms_by_rows={shape.rows: saved}))
+    plain = model.predict(shape)
+    assert plain - model.predict(replace(shape, prompt=whole)) == pytest.approx(saved / 1e3 if whole else 0.0, abs=1e-12)
+    prompt = round(part * whole)
+    assert plain - model.predict(replace(shape, prompt=prompt)) == pytest.approx(saved / 1e3 * prompt / max(1, whole), abs=1e-12)
+
+
+@given(st.integers(1, 60), st.integers(0, 40), st.floats(0.0, 2.0))
+def test_added_rows_of_a_prompt_cost_what_prediction_says(rows: int, most: int, saved: float) -> None:
+    model = LatencyModel(replace(STAIRS, prompt_saves_ms_by_rows={1: 0.0, 64: saved}))
+    for added, seconds in enumerate(model.added(rows, most, 1.0, prompt=True)):
+        expected = model.predict(StepShape(rows + added, 0, prompt=added)) - model.predict(StepShape(rows, 0))
+        assert seconds == pytest.approx(max(0.0, expected), abs=1e-12)
+
+
+@given(shapes, st.floats(0.0, 2.0))
+def test_a_pass_after_a_draft_takes_longer_by_what_was_measured(shape: StepShape, after: float) -> None:
+    model, other = LatencyModel(replace(STAIRS, after_draft_ms=after)), LatencyModel(STAIRS)
+    late = model.predict_phases(shape).verify - other.predict_phases(shape).verify
+    assert late == pytest.approx(after / 1e3 if shape.draft_rows else 0.0, abs=1e-12)
+
+
 def test_requests_that_share_are_as_slow_as_the_pass_over_all_of_them() -> None:
     """The baseline, what their rows add to one row's pass, and what their contexts add to one's."""
     profile = replace(STAIRS, attention_ms_per_1000_context_tokens=1.0)
@@ -263,6 +289,8 @@ def test_requests_that_share_are_as_slow_as_the_pass_over_all_of_them() -> None:
         attention_ms_per_1000_context_tokens=st.floats(0, 100),
         draft_step_ms_by_rows=curves,
         draft_next_ms_by_rows=st.one_of(st.just({}), curves),
+        prompt_saves_ms_by_rows=st.one_of(st.just({}), curves, st.just({8: 0.0})),
+        after_draft_ms=st.floats(0, 100),
         draft_attention_ms_per_1000_context_tokens=st.floats(0, 100),
         step_overhead_ms=st.floats(0, 100),
         residual_cv=st.floats(0, 1),
@@ -295,6 +323,8 @@ def test_a_profile_survives_its_file(tmp_path: Path) -> None:
         ({"draft_step_ms_by_rows": {"1": "fast"}}, "must be a number"),
         ({"draft_next_ms_by_rows": {"1": 0.0}}, "more than 0"),
         ({"draft_next_ms_by_rows": 0.4}, "must map"),
+        ({"prompt_saves_ms_by_rows": {"8": -0.1}}, "0 or more"),
+        ({"after_draft_ms": "long"}, "must be a number"),
         ({"step_overhead_ms": -1}, "0 or more"),
         ({"step_overhead_ms": True}, "must be a number"),
         ({"residual_cv": float("inf")}, "must be a number"),
@@ -308,9 +338,11 @@ def test_a_senseless_profile_is_refused_in_one_line(change: dict[str, Any], mess
     assert "\n" not in str(error.value)
 
 
-def test_a_profile_from_before_further_passes_were_told_apart_is_read() -> None:
+def test_a_profile_from_before_is_read() -> None:
+    """It tells no further draft passes apart, nor a prompt's rows, nor passes after a draft."""
     data = STAIRS.to_json()
-    assert data.pop("draft_next_ms_by_rows") == {}
+    assert data.pop("draft_next_ms_by_rows") == data.pop("prompt_saves_ms_by_rows") == {}
+    assert data.pop("after_draft_ms") == 0.0
     assert Profile.from_json(data) == STAIRS
 
 

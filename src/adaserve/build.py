@@ -277,15 +277,11 @@ def _sizes(config: EngineConfig, models: Models, rooms: list[int]) -> Sizes:
 
 
 def _cached_profile(path: Path, progress: Callable[[str], None]) -> Profile | None:
-    """The profile measured before; None if there is no usable one, or one that does not tell a draft's passes apart."""
+    """The profile measured before; None if there is no usable one."""
     if not path.is_file():
         return None
     try:
-        profile = Profile.load(path)
+        return Profile.load(path)
     except InvalidConfig as error:
         progress(f"the cached profile is of no use: {error}")
         return None
-    if profile.draft_step_ms_by_rows and not profile.draft_next_ms_by_rows:
-        progress("the cached profile has one time for all passes of the draft: it is measured anew")
-        return None
-    return profile

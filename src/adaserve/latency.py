@@ -1,6 +1,6 @@
 """How long a step will take: a measured Profile, and a LatencyModel that starts from it and corrects itself.
 
-    verify    = stairs(rows)               + attention * context
+    verify    = stairs(rows) - stairs of savings(rows) * share of prompt rows + attention * context [+ after a draft]
     speculate = draft stairs(rows) of its first pass + draft stairs(rows) of each further one + draft attention * draft context
     overhead  = everything else (scheduling, selection, commit)
 
@@ -29,6 +29,8 @@ NUMBERS = (
     "residual_cv",
     "baseline_ms_per_token",
 )
+SAVINGS = "prompt_saves_ms_by_rows"
+AFTER = "after_draft_ms"
 LARGEST = 1e9
 BASELINE_CONTEXT = 80
 """Tokens of context of the request by which the baseline is measured, on average: 64 of its prompt, half of its 32."""
@@ -42,6 +44,9 @@ class Profile:
         with all that a speculation costs once.
     draft_next_ms_by_rows: each further pass of the same speculation; empty: as much as the first.
     attention_ms_per_1000_context_tokens, draft_...: cost of the paged tokens that attention reads.
+    prompt_saves_ms_by_rows: what a pass of which all rows but one are a prompt's takes less than one of trees: nobody needs their
+        scores. Empty: nothing.
+    after_draft_ms: what a pass of the target takes longer after a speculation, which has displaced its weights from the caches.
     step_overhead_ms: what a step costs beside its passes. residual_cv: standard deviation of measured / predicted.
     baseline_ms_per_token: TPOT of one request alone, without speculation; multiples in SLOs refer to it.
     padded: whether passes compute padding too, as CUDA graphs do (padding.py); a simulated machine then does so.
@@ -59,18 +64,20 @@ class Profile:
     source: str = ""
     padded: bool = False
     draft_next_ms_by_rows: Mapping[int, float] = field(default_factory=dict)
+    prompt_saves_ms_by_rows: Mapping[int, float] = field(default_factory=dict)
+    after_draft_ms: float = 0.0
 
     def __post_init__(self) -> None:
-        for key in (*CURVES, FURTHER):
+        for key in (*CURVES, FURTHER, SAVINGS):
             curve = getattr(self, key)
             for rows, cost in curve.items():
                 if not isinstance(rows, int) or isinstance(rows, bool) or not 1 <= rows <= LARGEST:
                     raise InvalidConfig(f"profile {self.name}: {key} has {rows!r} where a positive number of rows belongs")
-                self._check(f"{key}[{rows}]", cost, zero=False)
+                self._check(f"{key}[{rows}]", cost, zero=key == SAVINGS)
             object.__setattr__(self, key, dict(sorted(curve.items())))
         if not self.verify_ms_by_rows:
             raise InvalidConfig(f"profile {self.name}: verify_ms_by_rows is empty")
-        for key in NUMBERS:
+        for key in (*NUMBERS, AFTER):
             self._check(key, getattr(self, key), zero=key != "baseline_ms_per_token")
 
     def _check(self, key: str, value: object, zero: bool) -> None:
@@ -94,8 +101,8 @@ class Profile:
         missing = [key for key in (*CURVES, *NUMBERS) if key not in data]
         if missing:
             raise InvalidConfig(f"profile {name} lacks {', '.join(missing)}")
-        values: dict[str, Any] = {key: data[key] for key in NUMBERS}
-        for key in (*CURVES, FURTHER):
+        values: dict[str, Any] = {key: data[key] for key in (*NUMBERS, AFTER) if key in data}
+        for key in (*CURVES, FURTHER, SAVINGS):
             curve = data.get(key, {})
             if not isinstance(curve, dict):
                 raise InvalidConfig(f"profile {name}: {key} must map rows to milliseconds")
@@ -111,7 +118,7 @@ class Profile:
     def to_json(self) -> dict[str, Any]:
         """The profile as a JSON object, rows as strings."""
         data = asdict(self)
-        for key in (*CURVES, FURTHER):
+        for key in (*CURVES, FURTHER, SAVINGS):
             data[key] = {str(rows): cost for rows, cost in data[key].items()}
         return data
 
@@ -232,6 +239,8 @@ class LatencyModel:
         further = profile.draft_next_ms_by_rows or profile.draft_step_ms_by_rows
         self._draft_next = _Stairs({rows: cost / 1e3 for rows, cost in further.items()})
         self._attention = profile.attention_ms_per_1000_context_tokens / 1e6  # s per token
+        self._savings = _Stairs({rows: saved / 1e3 for rows, saved in profile.prompt_saves_ms_by_rows.items()})
+        self._after_draft = profile.after_draft_ms / 1e3
         self._draft_attention = profile.draft_attention_ms_per_1000_context_tokens / 1e6
         self._verify_factor = 1.0
         self._draft_factor = 1.0
@@ -257,11 +266,17 @@ class LatencyModel:
         """Predicted seconds of a step of this shape, by phase."""
         return Prediction(self._speculate(shape), self._verify_seconds(shape), self._overhead)
 
-    def added(self, rows: int, most: int, unit: float) -> tuple[float, ...]:
-        """What 0, 1, ... `most` further rows add to a pass of the target over `rows` of them, in units of `unit` seconds."""
+    def added(self, rows: int, most: int, unit: float, *, prompt: bool = False) -> tuple[float, ...]:
+        """What 0, 1, ... `most` further rows add to a pass of the target over `rows` of them, in units of `unit` seconds.
+
+        prompt: whether they are a prompt's.
+        """
         cost = self._verify.run(rows, most)
         scale = self._verify_factor / unit
-        return tuple([scale * (c - cost[0]) for c in cost])
+        if not prompt:
+            return tuple([scale * (c - cost[0]) for c in cost])
+        parts = [_part(saved, k, rows + k) for k, saved in enumerate(self._savings.run(rows, most))]
+        return tuple([scale * max(0.0, c - cost[0] - part) for c, part in zip(cost, parts, strict=True)])
 
     def observe(self, shape: StepShape, times: PhaseTimes) -> None:
         """Learn from a measured step. Times that are not finite, or phases that took no time, teach nothing."""
@@ -295,10 +310,17 @@ class LatencyModel:
         return self._draft_factor * seconds
 
     def _verify_seconds(self, shape: StepShape) -> float:
-        return self._verify_factor * (self._verify(shape.rows) + self._attention * shape.context)
+        rows = max(0.0, self._verify(shape.rows) - _part(self._savings(shape.rows), shape.prompt, shape.rows))
+        after = self._after_draft if shape.draft_rows else 0.0
+        return self._verify_factor * (rows + self._attention * shape.context + after)
 
     def _surprise(self, ratio: float) -> float:
         return min(max(math.log(ratio), -self.CLIP), self.CLIP)
+
+
+def _part(saved: float, prompt: int, rows: int) -> float:
+    """What is saved where `prompt` of `rows` rows are a prompt's, if `saved` is where all but one are."""
+    return saved * min(1.0, prompt / max(1, rows - 1))
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,9 @@ from adaserve.kernels.native import native_status
 from adaserve.models.registry import ModelSource, cache_folder, resolve, resolve_draft
 from adaserve.policy.policy import Policy
 
+MEASURES = 3
+"""Of what a profile knows: counted up when something new is measured, so that profiles from before are measured anew."""
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -35,7 +38,7 @@ def pair_of(config: EngineConfig) -> Pair:
 
 def profile_path(config: EngineConfig, pair: Pair) -> Path:
     """Where the step times of these models on this machine are."""
-    return cache_folder() / "profiles" / f"{fingerprint(config, pair)}.json"
+    return cache_folder() / "profiles" / f"{fingerprint(config, pair)}-{MEASURES}.json"
 
 
 def tuning_path(config: EngineConfig) -> Path:

@@ -124,12 +124,18 @@ class StepShape:
     context: paged tokens that the target's attention reads, summed over requests.
     draft_rows: rows of each pass of the draft model, in order.
     draft_context: paged tokens that the draft's attention reads, summed over requests and passes.
+    prompt: rows of the target's pass that are a prompt's, of which only the last one's scores are needed.
     """
 
     rows: int
     context: int
     draft_rows: tuple[int, ...] = ()
     draft_context: int = 0
+    prompt: int = 0
+
+
+READY_LAG = 6
+"""Known tokens that the draft may still have to compute when it speculates; behind by more, it catches up first."""
 
 
 def draft_work(

@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from socket import socketpair
 
@@ -117,8 +116,9 @@ TWO_GPUS = pytest.param(
 )
 USER = """
 import sys
+from dataclasses import replace
 from adaserve.build import load_parts
-from tests.parallel.test_processes import Path, config, replace, requests
+from tests.parallel.test_processes import Path, config, requests
 
 device, end = sys.argv[2:]
 parts = load_parts(replace(config(Path(sys.argv[1]), 2), device=device, dtype="float32"), lambda line: None)

@@ -17,8 +17,8 @@ from adaserve.policy.adaptive import Constants
 from adaserve.policy.library import make_policy
 from adaserve.policy.plus.assembly import make_plus
 from adaserve.policy.plus.parts import PlusConstants, PlusParts
-from adaserve.policy.plus.scheduling import Offer, PlusScheduling, best_depth
-from adaserve.policy.plus.slack import bearable, best_chunk, first_token_due, is_lost, waited
+from adaserve.policy.plus.scheduling import Offer, PlusScheduling, best_depth, worth
+from adaserve.policy.plus.slack import NEARLY, bearable, best_chunk, first_token_due, is_lost, thrifty, waited
 from adaserve.policy.policy import Demand, Scene
 from adaserve.request import FinishReason, Request, SamplingParams, Targets
 from adaserve.simulate import Machine, simulate
@@ -198,6 +198,51 @@ def test_where_time_is_worth_its_best_use_that_use_is_made_of_it(made: list[tupl
     assert offers[best_depth(offers, 1e9)].tokens == pytest.approx(max(offer.tokens for offer in offers))  # time costs nothing
 
 
+OFFERS = st.lists(st.builds(Offer, st.floats(1.0, 50.0), st.floats(1e-3, 1.0)), min_size=1, max_size=7)
+
+
+@given(OFFERS, st.one_of(st.none(), st.floats(1e-4, 1.0)), st.booleans())
+def test_no_token_is_dearer_than_in_plain_decoding(offers: list[Offer], late: float | None, wanted: bool) -> None:
+    """And where nobody waits for the time, none is cheaper than by its best use."""
+    each = [offer.seconds / offer.tokens for offer in offers]
+    price = worth(offers, late, wanted)
+    assert price <= each[0]
+    assert wanted or price >= min(each)
+    if late is not None and (wanted or late >= min(each)):
+        assert price == min(late, each[0])
+
+
+@given(st.lists(st.floats(0.01, 1.0), min_size=1, max_size=60), st.integers(0, 60))
+def test_a_thrifty_chunk_takes_half_at_least_and_no_dear_rows(added: list[float], wished: int) -> None:
+    costs = [0.0, *accumulate(added)]
+    wished = min(wished, len(added))
+    found = thrifty(costs, wished)
+    assert wished / 2 <= found <= wished
+    if found:
+        assert all(costs[found] / found <= NEARLY * costs[k] / k * (1 + 1e-9) for k in range(-(-wished // 2), wished + 1))
+
+
+def test_a_thrifty_chunk_stops_at_a_tile() -> None:
+    """The row after the thirteenth costs as much as four others."""
+    costs = [0.35 * rows + (1.4 if rows > 13 else 0.0) for rows in range(30)]
+    assert [thrifty(costs, wished) for wished in (0, 1, 12, 13, 16, 20, 29)] == [0, 1, 12, 13, 13, 13, 29]
+
+
+def test_the_draft_reads_no_prompt_that_it_cannot_pay_for() -> None:
+    """A short answer after a long prompt is not worth reading along for; one that cannot attain without drafts is."""
+    dear = replace(PROFILE, draft_step_ms_by_rows={1: 1.0, 64: 30.0})
+    spared = {}
+    for name, tpot in (("calm", 0.1), ("urgent", 0.010)):
+        scheduling = make_plus("p", PAPER, PlusParts(), PlusConstants()).scheduling
+        late, short = decoding("late", tpot=0.1), waiting(name, prompt=400, tpot=tpot)
+        late.draft_computed = len(late.tokens) - 1
+        scene = Scene(0.0, [late], [short], 0, LatencyModel(dear), Unpadded())
+        share = scheduling.share(Demand(1, 400, scene))
+        assert share.depth > 0, "for the one that decodes"
+        spared[name] = share.spared
+    assert spared == {"calm": {"calm"}, "urgent": frozenset()}
+
+
 def test_a_crowd_that_has_gone_sets_no_price() -> None:
     """Tokens were cheap while a crowd was served. Who is alone now is drafted for, unless somebody waits for that time."""
     busy = scheduler("continuous", slots=64, pages=5000, constants=PAPER)
@@ -266,6 +311,5 @@ def test_prompts_do_not_trickle_where_nobody_has_slack() -> None:
     rows = []
     for constants in (PlusConstants(), PlusConstants(prompt_least=0.0)):
         share = make_plus("p", PAPER, PlusParts(), constants).scheduling.share(Demand(51, 200, scene))
-        assert not share.spared
         rows.append(share.prompt_rows)
     assert rows[0] == PAPER.prompt_rows // 2 > 2 * rows[1]

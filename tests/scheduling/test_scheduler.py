@@ -11,8 +11,8 @@ from adaserve.policy.library import Overrides, make_policy
 from adaserve.policy.policy import Demand, Scene
 from adaserve.request import FinishReason, Request, RequestState
 from adaserve.scheduling.need import need
-from adaserve.scheduling.scheduler import READY_LAG, Drafting
-from adaserve.step import StepPlan
+from adaserve.scheduling.scheduler import Drafting
+from adaserve.step import READY_LAG, StepPlan
 from tests.scheduling import steps
 from tests.scheduling.steps import CONSTANTS, POLICIES, outcome, request, scheduler
 

@@ -333,8 +333,10 @@ class DeviceExecutor:
 
     def _shape(self, plan: StepPlan, trees: int, context: int) -> StepShape:
         """What was computed; trees: rows of trees, padding included."""
-        rows = self.padding.whole(trees, sum(c.length for c in plan.chunks))
-        return StepShape(rows, context, *self._drafter.work(plan)) if self._drafter else StepShape(rows, context)
+        prompt = sum(c.length for c in plan.chunks)
+        rows = self.padding.whole(trees, prompt)
+        draft_rows, draft_context = self._drafter.work(plan) if self._drafter else ((), 0)
+        return StepShape(rows, context, draft_rows, draft_context, prompt)
 
 
 def _most_rows(plan: StepPlan, candidates: CandidateTree, count: int) -> int:

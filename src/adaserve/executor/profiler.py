@@ -6,7 +6,7 @@ step and the draw are inside the measured phases, as they are when serving.
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median, pstdev
 
@@ -21,6 +21,10 @@ ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 51
 """Rows of the target's pass that are timed. Beyond MANY_ROWS only while a pass takes less than LONGEST times one row's."""
 EDGES = (144, 224, 288, 352, 448)
 """Rows that are timed besides where passes come in a few sizes: a line between the others would hide how steep its stairs are."""
+TILES = (20, 40)
+"""Rows that are timed besides where they do not: a matrix unit takes rows by 16, and the first beyond may cost as much as ten."""
+PROMPT_ROWS = (8, 16, 32, 64, 128, 256)
+"""Rows of the passes that read a prompt beside one request."""
 MANY_ROWS = 256
 LONGEST = 6.0
 DRAFT_ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
@@ -45,6 +49,7 @@ class Curves:
     """Measured seconds: by rows of the target's pass and of draft passes, and what a paged token costs in each.
 
     draft, draft_next: a speculation of one pass, and what each further pass adds.
+    prompt_saves: what a pass takes less when all rows but one are a prompt's. after_draft: what one takes more after a draft.
     overhead: all the rest of a step. spread: standard deviation of like passes over their median, the median of all points.
     """
 
@@ -55,11 +60,16 @@ class Curves:
     overhead: float
     spread: float
     draft_next: Mapping[int, float]
+    prompt_saves: Mapping[int, float]
+    after_draft: float
 
 
 @dataclass(frozen=True)
 class _Round:
-    """What one round measured, as it came: Curves that include what the short context costs, and speculations of DEEP passes."""
+    """What one round measured, as it came: Curves that include what the short context costs, and speculations of DEEP passes.
+
+    prompt: a pass of which all rows but one are a prompt's, by rows. after: passes of the target after a speculation.
+    """
 
     verify: Mapping[int, float]
     attention: float
@@ -68,6 +78,8 @@ class _Round:
     draft_attention: float
     overhead: float
     spread: float
+    prompt: Mapping[int, float]
+    after: Mapping[int, float]
 
 
 class Profiler:
@@ -104,6 +116,7 @@ class Profiler:
         verify, draft, deep = (never_falling(least([getattr(r, name) for r in rounds])) for name in ("verify", "draft", "deep"))
         slope, draft_slope = median(r.attention for r in rounds), median(r.draft_attention for r in rounds)
         short = min(SHORT, self._length // 4)
+        prompt, after = least([r.prompt for r in rounds]), least([r.after for r in rounds])
         # The curves are for no context at all; what the short one cost comes off, but never more than half.
         return Curves(
             verify={rows: max(t - slope * short * min(rows, self._slots), t / 2) for rows, t in verify.items()},
@@ -111,6 +124,11 @@ class Profiler:
             draft={rows: max(t - draft_slope * short * rows, t / 2) for rows, t in draft.items()},
             draft_next={rows: max(t - draft_slope * short * rows, t / 2) for rows, t in further(draft, deep).items()},
             draft_attention=draft_slope,
+            prompt_saves=savings(
+                {rows: verify[rows] - slope * short * min(rows, self._slots) for rows in prompt},
+                {rows: t - slope * (short + rows) for rows, t in prompt.items()},
+            ),
+            after_draft=max(0.0, median(t - verify[rows] for rows, t in after.items())) if after else 0.0,
             overhead=min(r.overhead for r in rounds),
             spread=median(r.spread for r in rounds),
         )
@@ -121,7 +139,7 @@ class Profiler:
         verify: dict[int, float] = {}
         spreads: list[float] = []
         overheads: list[float] = []
-        for rows in sorted({*ROWS, *EDGES}) if self._executor.padding.pays_for_room else ROWS:
+        for rows in sorted({*ROWS, *(EDGES if self._executor.padding.pays_for_room else TILES)}):
             requests = min(rows, self._slots, self._fitting(short))
             if rows > requests * (1 + MAX_NODES):
                 break
@@ -136,16 +154,19 @@ class Profiler:
         slope = self._context_cost(
             requests, short, long, lambda context: median(o.times.verify for o in self._time(requests, context, rows=requests))
         )
+        read = [rows for rows in PROMPT_ROWS if rows in verify and rows <= long and min(self._slots, self._fitting(rows)) > 1]
+        prompt = {rows: median(o.times.verify for o in self._read(rows)) for rows in read}
         draft: dict[int, float] = {}
         deep: dict[int, float] = {}
+        after: dict[int, float] = {}
         draft_slope = 0.0
         if self._drafts:
             for rows in DRAFT_ROWS:
                 if rows > min(self._slots, self._fitting(short)):
                     break
-                draft[rows], deep[rows] = (
-                    median(o.times.speculate for o in self._time(rows, short, rows=rows, depth=depth)) for depth in (1, DEEP)
-                )
+                one, many = (self._time(rows, short, rows=rows, depth=depth) for depth in (1, DEEP))
+                draft[rows], deep[rows] = (median(o.times.speculate for o in steps) for steps in (one, many))
+                after[rows] = median(o.times.verify for o in (*one, *many))
                 progress(f"draft, {rows} rows: {draft[rows] * 1e3:.1f} ms, {DEEP} passes {deep[rows] * 1e3:.1f} ms")
             draft_slope = self._context_cost(
                 requests,
@@ -153,7 +174,7 @@ class Profiler:
                 long,
                 lambda context: median(o.times.speculate for o in self._time(requests, context, rows=requests, depth=1)),
             )
-        return _Round(verify, slope, draft, deep, draft_slope, median(overheads), median(spreads))
+        return _Round(verify, slope, draft, deep, draft_slope, median(overheads), median(spreads), prompt, after)
 
     def _fitting(self, context: int) -> int:
         """How many requests of this context the pages hold."""
@@ -176,6 +197,27 @@ class Profiler:
                 candidates = self._candidates(requests, rows)
             chosen = candidates.path_prob > (1.0 if depth else 0.0)  # a speculation is timed alone
             outcomes.append(self._executor.commit(plan, self._executor.verify(plan, candidates, chosen)))
+        return outcomes[WARM_UP:]
+
+    def _read(self, rows: int) -> list[StepOutcome]:
+        """Run REPEATS like steps after a warm-up, of one root and a prompt's first rows, `rows` together."""
+        outcomes = []
+        context = max(rows, min(SHORT, self._length // 4))
+        nobody = CandidateTree.empty(1, self._device)
+        for repeat in range(REPEATS + WARM_UP):
+            both = self._plan(2, context + repeat, 0, nodes=0, first=repeat == 0)
+            plan = replace(
+                both,
+                decoding=both.decoding[:1],
+                need=both.need[:1],
+                room=both.room[:1],
+                temperature=both.temperature[:1],
+                drafting=both.drafting[:1],
+                chunks=(Chunk(1, 0, rows - 1),),
+            )
+            self._executor.speculate(plan)
+            verdict = self._executor.verify(plan, nobody, nobody.token.bool())
+            outcomes.append(self._executor.commit(plan, verdict))
         return outcomes[WARM_UP:]
 
     def _plan(self, requests: int, context: int, depth: int, nodes: int, first: bool) -> StepPlan:
@@ -228,6 +270,15 @@ def further(first: Mapping[int, float], deep: Mapping[int, float]) -> dict[int, 
     """The time of each pass after the first, by rows; first, deep: of speculations of one pass, and of DEEP."""
     found = {rows: max((deep[rows] - time) / (DEEP - 1), LEAST_SHARE * time) for rows, time in first.items()}
     return never_falling(found)
+
+
+def savings(trees: Mapping[int, float], prompt: Mapping[int, float]) -> dict[int, float]:
+    """What passes over a prompt's rows take less than over as many of trees; at most half, for the rest is a disturbance."""
+    found, most = {}, 0.0
+    for rows, seconds in prompt.items():
+        most = max(most, min(trees[rows] - seconds, trees[rows] / 2))
+        found[rows] = most
+    return found
 
 
 def least(curves: Sequence[Mapping[int, float]]) -> dict[int, float]:

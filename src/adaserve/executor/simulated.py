@@ -125,8 +125,9 @@ class SimulatedExecutor:
         context = int(self._known[slot].sum()) + sum(c.start + c.length for c in plan.chunks)
         most = min(plan.limits.nodes, walk.chosen.size)
         trees = self.padding.trees(len(slot), int(walk.chosen.sum()), most)
-        rows = self.padding.whole(trees, sum(c.length for c in plan.chunks))
-        shape = StepShape(rows, context, *draft_work(plan.drafting, plan.catch_up, plan.depth, plan.width))
+        prompt = sum(c.length for c in plan.chunks)
+        rows = self.padding.whole(trees, prompt)
+        shape = StepShape(rows, context, *draft_work(plan.drafting, plan.catch_up, plan.depth, plan.width), prompt)
         times = self._truth.times(shape)
         self._clock.advance(times.total)
         self._known[slot] += length

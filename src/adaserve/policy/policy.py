@@ -54,7 +54,7 @@ class RowShare:
     nodes: how many draft nodes the step is likely to verify, for its predicted duration; None: all that fit.
     pace: the share of its target that a request is steered to, the rest being a margin.
     lost: ids of requests that cannot attain any more: they need nothing in this step.
-    spared: ids of those among them that are not drafted for either, because nothing is gained by it.
+    spared: ids of requests that are not drafted for, nor their prompts read by a draft model, because nothing is gained by it.
     token_price: seconds that a token is worth: no node is verified that costs more than it promises. None: nodes are free.
     """
 

@@ -5,10 +5,7 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 
 from adaserve.request import RequestState
-from adaserve.step import Chunk
-
-READY_LAG = 6
-"""Known tokens that the draft may still have to compute when it speculates; behind by more, it catches up first."""
+from adaserve.step import READY_LAG, Chunk
 
 
 class Drafting(Enum):
@@ -38,8 +35,8 @@ class Drafting(Enum):
     ) -> tuple[list[Chunk | None], list[Chunk]]:
         """Per decoding request what the drafter reads before it speculates, None where it does not; and the catch-up beside it.
 
-        room: deepest node that each decoding request may use. chunks: what the target computes of prompts. running: all requests
-        by slot. rows: most rows of catch-up.
+        room: deepest node that each decoding request may use. chunks: what the target computes of prompts that the draft reads
+        along. running: all requests by slot. rows: most rows of catch-up.
         """
         if self is Drafting.NONE:
             return [None] * len(decoding), []

@@ -14,7 +14,7 @@ from adaserve.pages import PagePool
 from adaserve.policy.policy import Demand, Policy, RowShare, Scene
 from adaserve.request import FinishReason, Request, RequestState
 from adaserve.scheduling.chunks import chunks_of
-from adaserve.scheduling.drafting import READY_LAG, Drafting, slot_of
+from adaserve.scheduling.drafting import Drafting, slot_of
 from adaserve.scheduling.gains import drafted_and_read, first_stop
 from adaserve.scheduling.ledger import PageLedger
 from adaserve.scheduling.need import need
@@ -30,7 +30,7 @@ from adaserve.step import (
     draft_work,
 )
 
-__all__ = ["READY_LAG", "Drafting", "Progress", "Scheduler"]
+__all__ = ["Drafting", "Progress", "Scheduler"]
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,8 @@ class Scheduler:
         drafting: list[Chunk | None] = [None] * len(decoding)
         catch_up: list[Chunk] = []
         if share.depth:
-            drafting, catch_up = self._drafting.work(decoding, room, chunks, self._running, share.prompt_rows)
+            along = [c for c in chunks if self._running[c.slot].request.id not in share.spared]
+            drafting, catch_up = self._drafting.work(decoding, room, along, self._running, share.prompt_rows)
         # Nobody drafts deeper than anybody can use, nor for a budget that prompts have spent.
         depth = max((most for chunk, most in zip(drafting, room, strict=True) if chunk is not None), default=0) if nodes else 0
         drafts = len(drafting) - drafting.count(None)
@@ -298,9 +299,8 @@ class Scheduler:
     ) -> StepShape:
         """What the step will look like if its pass computes `rows` rows: the basis of the predicted duration t."""
         context = sum(len(s.tokens) for s in decoding) + sum(c.start + c.length for c in chunks)
-        if not self._drafting.has_model:
-            return StepShape(rows, context)
-        return StepShape(rows, context, *draft_work(drafting, catch_up, depth, width))
+        draft_rows, draft_context = draft_work(drafting, catch_up, depth, width) if self._drafting.has_model else ((), 0)
+        return StepShape(rows, context, draft_rows, draft_context, sum(c.length for c in chunks))
 
     def _gain(
         self, state: RequestState, tokens: tuple[int, ...], logprobs: tuple[TokenLogprobs, ...], now: float, failed: bool

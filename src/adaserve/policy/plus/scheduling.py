@@ -9,13 +9,15 @@ from adaserve.policy.adaptive import AdaptiveScheduling
 from adaserve.policy.plus.calibration import Calibration
 from adaserve.policy.plus.parts import PlusConstants, PlusParts
 from adaserve.policy.plus.room import Wish, best_room
-from adaserve.policy.plus.slack import bearable, best_chunk, is_lost, waited
+from adaserve.policy.plus.slack import bearable, best_chunk, is_lost, thrifty, waited
 from adaserve.policy.plus.yields import Yields
 from adaserve.policy.policy import Demand, RowShare, Scene
 from adaserve.request import Request, RequestState
-from adaserve.step import StepOutcome, StepShape
+from adaserve.step import READY_LAG, StepOutcome, StepShape
 from adaserve.tree import MAX_NODES
 
+OFFERED = 64
+"""Most prompt rows beside which depths are compared."""
 READ_ALONG = 64
 """Prompt rows where no prompt waits: what a draft model that is behind may read."""
 
@@ -28,17 +30,23 @@ class Offer:
     seconds: float
 
 
-def unit(offers: Sequence[Offer], worth: float | None) -> float:
-    """Seconds that a token is worth: `worth`, or what one takes in plain decoding, the first of the offers, if that is None."""
-    return worth or offers[0].seconds / max(1.0, offers[0].tokens)
+def worth(offers: Sequence[Offer], late: float | None, wanted: bool) -> float:
+    """Seconds that a token is worth: as many as one took of late, for as much could be had of them elsewhere.
+
+    Never more than one takes now in plain decoding, the first of the offers: to pay more is to be slower. And where nobody else
+    waits for the time, what was cheap in the last crowd is no measure: then no less than one takes by the best of the offers.
+    late: None where nothing is known yet. wanted: whether somebody waits.
+    """
+    each = [offer.seconds / max(1.0, offer.tokens) for offer in offers]
+    found = each[0] if late is None else min(late, each[0])
+    return found if wanted else max(found, min(each))
 
 
-def best_depth(offers: Sequence[Offer], worth: float | None) -> int:
+def best_depth(offers: Sequence[Offer], price: float) -> int:
     """The depth with the largest surplus of tokens over what the time is worth; offers: by depth, plain decoding first.
 
-    worth: seconds a token; None for what plain decoding takes. Of equals the least.
+    price: seconds that a token is worth. Of equals the least.
     """
-    price = unit(offers, worth)
     return max(range(len(offers)), key=lambda k: offers[k].tokens - offers[k].seconds / price)
 
 
@@ -89,24 +97,28 @@ class PlusScheduling:
         spared = lost if scene.backlog or scene.waiting or len(lost) < len(scene.decoding) else frozenset()
         aim = self._constants.pace if self._parts.attaining else 1.0
         drafting = sum(s.request.id not in spared for s in scene.decoding)
-        depth, width, worth = fixed.depth, fixed.width, None
+        depth, width, price = fixed.depth, fixed.width, None
         if self._parts.priced:
             width = self._width(drafting) if self._paper.fixed_width is None else width
-            offers = self._offers(scene, drafting, width)
-            worth = self._worth(scene, offers)
-            depth = best_depth(offers, worth) if self._paper.fixed_depth is None else depth
+            prompt = min(sum(len(s.tokens) - s.computed for s in scene.backlog), OFFERED)
+            offers = self._offers(scene, drafting, width, prompt)
+            price = worth(offers, self._yields.seconds_per_token, bool(scene.backlog or scene.waiting))
+            if self._paper.fixed_depth is None:
+                depth = best_depth(offers, price)
+                if depth:
+                    spared |= self._unread(scene, drafting, width, aim)
+                    drafting = sum(s.request.id not in spared for s in scene.decoding)
+                    depth = depth if drafting else 0
             nodes = round(drafting * sum(self._yields.nodes[:depth]))
         else:
             nodes = max(0, fixed.budget - demand.decoding - min(fixed.prompt_rows, demand.prompt))
         prompt_rows = self._prompt_rows(scene, lost, depth, width, nodes) if self._parts.slack_chunks else fixed.prompt_rows
-        if not self._parts.priced:
+        if price is None:
             return RowShare(True, prompt_rows, fixed.budget, depth, width, pace=aim, lost=lost, spared=spared)
         prompt, most = min(prompt_rows, demand.prompt), 0
         if depth:
             wish = Wish(demand.decoding, nodes, prompt, min(prompt, self._least))
-            room = best_room(
-                wish, scene.padding, scene.latency, self._yields.brought, unit(offers, worth), self._constants.prompt_worth
-            )
+            room = best_room(wish, scene.padding, scene.latency, self._yields.brought, price, self._constants.prompt_worth)
             if room.prompt < prompt:
                 prompt = prompt_rows = room.prompt
             most = room.nodes
@@ -123,7 +135,7 @@ class PlusScheduling:
             pace=aim,
             lost=lost,
             spared=spared,
-            token_price=worth,
+            token_price=price,
         )
 
     def hopeless(self, request: Request, scene: Scene) -> bool:
@@ -135,7 +147,8 @@ class PlusScheduling:
         targets, prompt, latency = request.targets, len(request.prompt), scene.latency
         most = self._constants.idle_prompt_rows
         if targets.ttft is not None:
-            reading = sum(latency.predict(StepShape(min(most, prompt - at), at)) for at in range(0, prompt, most))
+            pieces = ((at, min(most, prompt - at)) for at in range(0, prompt, most))
+            reading = sum(latency.predict(StepShape(rows, at, prompt=rows)) for at, rows in pieces)
             if reading > targets.ttft:
                 return True
         if targets.tpot is None:
@@ -169,11 +182,29 @@ class PlusScheduling:
             best = min(best, scene.latency.predict(StepShape(computed, context, (1,) * (k + 1))) / gain)
         return best
 
-    def _offers(self, scene: Scene, drafting: int, width: int) -> list[Offer]:
-        """What plain decoding and every depth of drafts are expected to bring, beside a prompt chunk if prompts wait."""
+    def _unread(self, scene: Scene, drafting: int, width: int, aim: float) -> frozenset[str]:
+        """Requests that the draft model is behind with, and need not catch up with.
+
+        They attain without drafts, and until their end these save less time than reading their tokens takes.
+        """
+        behind = [s for s in (*scene.decoding, *scene.backlog) if len(s.tokens) - s.draft_computed > READY_LAG]
+        if not (behind and drafting):
+            return frozenset()
+        offers = self._offers(scene, drafting, width, 0)
+        plain = offers[0].seconds
+        saved = plain / offers[0].tokens - min(offer.seconds / offer.tokens for offer in offers)
+
+        def unread(state: RequestState) -> bool:
+            tpot, lag = state.request.targets.tpot, len(state.tokens) - state.draft_computed
+            reading = scene.latency.predict_phases(StepShape(0, 0, (lag,))).speculate
+            return (tpot is None or plain <= aim * tpot) and saved * state.remaining <= reading
+
+        return frozenset([s.request.id for s in behind if unread(s)])
+
+    def _offers(self, scene: Scene, drafting: int, width: int, prompt: int) -> list[Offer]:
+        """What plain decoding and every depth of drafts are expected to bring, beside so many rows of prompts."""
         latency, n, trees = scene.latency, len(scene.decoding), scene.padding.trees
-        prompt = min(sum(len(s.tokens) - s.computed for s in scene.backlog), 64)
-        found = [Offer(n, latency.predict(StepShape(trees(n, 0, 0) + prompt, 0)))]
+        found = [Offer(n, latency.predict(StepShape(trees(n, 0, 0) + prompt, 0, prompt=prompt)))]
         tokens, nodes = float(n), 0.0
         passes: list[int] = []
         for k in range(self.deepest if drafting else 0):
@@ -181,19 +212,8 @@ class PlusScheduling:
             nodes += drafting * self._yields.nodes[k]
             passes.append(drafting * (width if k else 1))
             computed = trees(n, round(nodes), round(nodes)) + prompt
-            found.append(Offer(tokens, latency.predict(StepShape(computed, 0, tuple(passes)))))
+            found.append(Offer(tokens, latency.predict(StepShape(computed, 0, tuple(passes), prompt=prompt))))
         return found
-
-    def _worth(self, scene: Scene, offers: Sequence[Offer]) -> float | None:
-        """Seconds that a token is worth: as many as one took of late, for as much could be had of them elsewhere.
-
-        Where nobody waits there is no elsewhere, and what was cheap in the last crowd is no measure: then it is worth at least
-        what one takes now, by the best use of this step.
-        """
-        late = self._yields.seconds_per_token
-        if scene.backlog or scene.waiting or not scene.decoding:
-            return late
-        return max(late or 0.0, min(offer.seconds / offer.tokens for offer in offers))
 
     def _prompt_rows(self, scene: Scene, lost: frozenset[str], depth: int, width: int, nodes: int) -> int:
         """As many prompt rows as pay, and bring more first tokens in time than they make running requests late; a few always."""
@@ -209,11 +229,13 @@ class PlusScheduling:
         passes = (len(scene.decoding), *[len(scene.decoding) * width] * (depth - 1)) if depth else ()
         base = scene.latency.predict(StepShape(rows, context, passes))
         by_price = self._worthwhile(scene, min(len(scene.decoding), nodes), most)
-        costs = scene.latency.added(rows, by_price, 1.0)
-        fitting = costs[: bisect_right(costs, c.prompt_stretch * scene.latency.baseline)]
+        least = min(most, self._least)
+        costs = scene.latency.added(rows, max(by_price, least), 1.0, prompt=True)
+        fitting = costs[: bisect_right(costs, c.prompt_stretch * scene.latency.baseline, hi=by_price + 1)]
         strained = self._strained(scene, lost, base, 1 + sum(self._yields.accepted[:depth]))
         row_worth = waited(scene.backlog, scene.now, scene.latency.baseline) ** c.patience * len(scene.backlog) / waiting
-        return min(most, max(best_chunk(fitting, strained, row_worth), self._least))
+        wished = max(best_chunk(fitting, strained, row_worth), least)
+        return wished if wished == waiting else thrifty(costs, wished)
 
     def _strained(self, scene: Scene, lost: frozenset[str], base: float, gain: float) -> Iterator[tuple[float, float]]:
         """What each running request can bear beside a step of `base` seconds, and how much of its way the step is."""
@@ -228,5 +250,5 @@ class PlusScheduling:
         if token is None:
             return most
         worth = self._constants.prompt_worth
-        prices = scene.latency.added(len(scene.decoding) + nodes, most, token)
+        prices = scene.latency.added(len(scene.decoding) + nodes, most, token, prompt=True)
         return max(range(most + 1), key=lambda rows: worth * rows - prices[rows])
