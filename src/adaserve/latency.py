@@ -275,8 +275,10 @@ class LatencyModel:
         scale = self._verify_factor / unit
         if not prompt:
             return tuple([scale * (c - cost[0]) for c in cost])
-        parts = [_part(saved, k, rows + k) for k, saved in enumerate(self._savings.run(rows, most))]
-        return tuple([scale * max(0.0, c - cost[0] - part) for c, part in zip(cost, parts, strict=True)])
+        saved = [
+            _saved(c, whole, k, rows + k) for k, (c, whole) in enumerate(zip(cost, self._savings.run(rows, most), strict=True))
+        ]
+        return tuple([scale * max(0.0, c - cost[0] - s) for c, s in zip(cost, saved, strict=True)])
 
     def observe(self, shape: StepShape, times: PhaseTimes) -> None:
         """Learn from a measured step. Times that are not finite, or phases that took no time, teach nothing."""
@@ -310,17 +312,18 @@ class LatencyModel:
         return self._draft_factor * seconds
 
     def _verify_seconds(self, shape: StepShape) -> float:
-        rows = max(0.0, self._verify(shape.rows) - _part(self._savings(shape.rows), shape.prompt, shape.rows))
+        rows = self._verify(shape.rows)
+        saved = _saved(rows, self._savings(shape.rows), shape.prompt, shape.rows)
         after = self._after_draft if shape.draft_rows else 0.0
-        return self._verify_factor * (rows + self._attention * shape.context + after)
+        return self._verify_factor * (rows - saved + self._attention * shape.context + after)
 
     def _surprise(self, ratio: float) -> float:
         return min(max(math.log(ratio), -self.CLIP), self.CLIP)
 
 
-def _part(saved: float, prompt: int, rows: int) -> float:
-    """What is saved where `prompt` of `rows` rows are a prompt's, if `saved` is where all but one are."""
-    return saved * min(1.0, prompt / max(1, rows - 1))
+def _saved(cost: float, whole: float, prompt: int, rows: int) -> float:
+    """What a pass of this cost saves where `prompt` of `rows` rows are a prompt's, if `whole` is saved where all but one are."""
+    return min(whole, cost / 2) * min(1.0, prompt / max(1, rows - 1))
 
 
 @dataclass(frozen=True)

@@ -76,8 +76,8 @@ class RecordedRun:
                     "timed": [(at, _request(request)) for at, request in data["timed"]],
                     "outputs": {name: tuple(tokens) for name, tokens in data["outputs"].items()},
                     "steps": [
-                        (StepShape(rows, context, tuple(draft_rows), draft_context, prompt), seconds)
-                        for rows, context, draft_rows, draft_context, prompt, seconds in data["steps"]
+                        (StepShape(rows, context, tuple(draft_rows), draft_context, *prompt), seconds)
+                        for rows, context, draft_rows, draft_context, *prompt, seconds in data["steps"]
                     ],
                     "figures": Figures(**data["figures"]),
                 }

@@ -52,7 +52,10 @@ def table(profile: Profile) -> str:
         f"context: {profile.attention_ms_per_1000_context_tokens:.3f} ms per 1000 tokens (draft "
         f"{profile.draft_attention_ms_per_1000_context_tokens:.3f})",
         "where all rows but one are a prompt's: "
-        + ", ".join(f"{saved:.2f} ms less of {rows} rows" for rows, saved in profile.prompt_saves_ms_by_rows.items()),
+        + (
+            ", ".join(f"{saved:.2f} ms less of {rows} rows" for rows, saved in profile.prompt_saves_ms_by_rows.items())
+            or "as long"
+        ),
         f"a pass after drafting: {profile.after_draft_ms:.2f} ms more",
         f"overhead: {profile.step_overhead_ms:.2f} ms a step",
         f"baseline: {profile.baseline_ms_per_token:.2f} ms per token",

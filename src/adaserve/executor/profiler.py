@@ -68,7 +68,7 @@ class Curves:
 class _Round:
     """What one round measured, as it came: Curves that include what the short context costs, and speculations of DEEP passes.
 
-    prompt: a pass of which all rows but one are a prompt's, by rows. after: passes of the target after a speculation.
+    prompt: a pass of which all rows but one are a prompt's, by rows. after: what passes of the target took longer after a draft.
     """
 
     verify: Mapping[int, float]
@@ -79,7 +79,7 @@ class _Round:
     overhead: float
     spread: float
     prompt: Mapping[int, float]
-    after: Mapping[int, float]
+    after: float
 
 
 class Profiler:
@@ -116,7 +116,7 @@ class Profiler:
         verify, draft, deep = (never_falling(least([getattr(r, name) for r in rounds])) for name in ("verify", "draft", "deep"))
         slope, draft_slope = median(r.attention for r in rounds), median(r.draft_attention for r in rounds)
         short = min(SHORT, self._length // 4)
-        prompt, after = least([r.prompt for r in rounds]), least([r.after for r in rounds])
+        prompt = least([r.prompt for r in rounds])
         # The curves are for no context at all; what the short one cost comes off, but never more than half.
         return Curves(
             verify={rows: max(t - slope * short * min(rows, self._slots), t / 2) for rows, t in verify.items()},
@@ -126,9 +126,9 @@ class Profiler:
             draft_attention=draft_slope,
             prompt_saves=savings(
                 {rows: verify[rows] - slope * short * min(rows, self._slots) for rows in prompt},
-                {rows: t - slope * (short + rows) for rows, t in prompt.items()},
+                {rows: t - slope * (max(rows, short) + rows - 1) for rows, t in prompt.items()},
             ),
-            after_draft=max(0.0, median(t - verify[rows] for rows, t in after.items())) if after else 0.0,
+            after_draft=max(0.0, min(r.after for r in rounds)),
             overhead=min(r.overhead for r in rounds),
             spread=median(r.spread for r in rounds),
         )
@@ -154,11 +154,12 @@ class Profiler:
         slope = self._context_cost(
             requests, short, long, lambda context: median(o.times.verify for o in self._time(requests, context, rows=requests))
         )
-        read = [rows for rows in PROMPT_ROWS if rows in verify and rows <= long and min(self._slots, self._fitting(rows)) > 1]
+        read = [rows for rows in PROMPT_ROWS if rows in verify and rows <= long]
+        read = [rows for rows in read if min(self._slots, self._fitting(max(rows, short))) > 1]
         prompt = {rows: median(o.times.verify for o in self._read(rows)) for rows in read}
         draft: dict[int, float] = {}
         deep: dict[int, float] = {}
-        after: dict[int, float] = {}
+        after: list[float] = []
         draft_slope = 0.0
         if self._drafts:
             for rows in DRAFT_ROWS:
@@ -166,7 +167,7 @@ class Profiler:
                     break
                 one, many = (self._time(rows, short, rows=rows, depth=depth) for depth in (1, DEEP))
                 draft[rows], deep[rows] = (median(o.times.speculate for o in steps) for steps in (one, many))
-                after[rows] = median(o.times.verify for o in (*one, *many))
+                after.append(median(o.times.verify for o in (*one, *many)) - verify[rows])
                 progress(f"draft, {rows} rows: {draft[rows] * 1e3:.1f} ms, {DEEP} passes {deep[rows] * 1e3:.1f} ms")
             draft_slope = self._context_cost(
                 requests,
@@ -174,7 +175,7 @@ class Profiler:
                 long,
                 lambda context: median(o.times.speculate for o in self._time(requests, context, rows=requests, depth=1)),
             )
-        return _Round(verify, slope, draft, deep, draft_slope, median(overheads), median(spreads), prompt, after)
+        return _Round(verify, slope, draft, deep, draft_slope, median(overheads), median(spreads), prompt, median(after or [0.0]))
 
     def _fitting(self, context: int) -> int:
         """How many requests of this context the pages hold."""
@@ -273,8 +274,11 @@ def further(first: Mapping[int, float], deep: Mapping[int, float]) -> dict[int, 
 
 
 def savings(trees: Mapping[int, float], prompt: Mapping[int, float]) -> dict[int, float]:
-    """What passes over a prompt's rows take less than over as many of trees; at most half, for the rest is a disturbance."""
-    found, most = {}, 0.0
+    """What passes over a prompt's rows take less than over as many of trees; at most half, for the rest is a disturbance.
+
+    A row alone saves nothing: its scores are needed.
+    """
+    found, most = {1: 0.0}, 0.0
     for rows, seconds in prompt.items():
         most = max(most, min(trees[rows] - seconds, trees[rows] / 2))
         found[rows] = most

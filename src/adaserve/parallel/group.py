@@ -116,6 +116,11 @@ class TorchGroup:
             dist.all_gather(parts, x.contiguous(), group=self._group)
         return parts
 
+    def leave(self) -> None:
+        """Leave it; harmless when done before, also where this process is in another group by now."""
+        if dist.is_initialized() and dist.group.WORLD is self._group:
+            disconnect()
+
     def broadcast(self, x: Tensor) -> Tensor:
         """Broadcast in place."""
         with _told():
@@ -190,7 +195,11 @@ def disconnect() -> None:
     one was not, because starting failed, this gives up after some seconds, and the group ends with the process.
     """
     leaving = threading.Thread(target=_leave, daemon=True)
-    leaving.start()
+    try:
+        leaving.start()
+    except RuntimeError:  # the interpreter is ending, and starts no more threads
+        _leave()
+        return
     leaving.join(PATIENCE)
 
 

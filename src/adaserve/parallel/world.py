@@ -41,7 +41,7 @@ class World:
     def close(self) -> None:
         """End the other ranks; harmless when done before."""
         self.ranks.close()
-        disconnect()
+        self.group.leave()
 
 
 def _end(executor: Executor, world: World) -> None:

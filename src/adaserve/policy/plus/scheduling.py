@@ -3,6 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from adaserve.padding import most_prompt
 from adaserve.policy.adaptive import AdaptiveScheduling
@@ -47,7 +48,7 @@ def best_depth(offers: Sequence[Offer], price: float) -> int:
 
     price: seconds that a token is worth. Of equals the least.
     """
-    return max(range(len(offers)), key=lambda k: offers[k].tokens - offers[k].seconds / price)
+    return max(range(len(offers)), key=lambda k: offers[k].tokens * price - offers[k].seconds)
 
 
 class PlusScheduling:
@@ -101,14 +102,15 @@ class PlusScheduling:
         if self._parts.priced:
             width = self._width(drafting) if self._paper.fixed_width is None else width
             prompt = min(sum(len(s.tokens) - s.computed for s in scene.backlog), OFFERED)
-            offers = self._offers(scene, drafting, width, prompt)
-            price = worth(offers, self._yields.seconds_per_token, bool(scene.backlog or scene.waiting))
-            if self._paper.fixed_depth is None:
-                depth = best_depth(offers, price)
-                if depth:
-                    spared |= self._unread(scene, drafting, width, aim)
+            offers, price = self._offers(scene, drafting, width, prompt), self._yields.seconds_per_token
+            if scene.decoding:
+                price = worth(offers, price, bool(scene.backlog or scene.waiting))
+                if self._paper.fixed_depth is None:
+                    depth = best_depth(offers, price)
+                if self._paper.fixed_depth is None and depth and (unread := self._unread(scene, drafting, width, aim)):
+                    spared |= unread
                     drafting = sum(s.request.id not in spared for s in scene.decoding)
-                    depth = depth if drafting else 0
+                    depth = best_depth(self._offers(scene, drafting, width, prompt), price)
             nodes = round(drafting * sum(self._yields.nodes[:depth]))
         else:
             nodes = max(0, fixed.budget - demand.decoding - min(fixed.prompt_rows, demand.prompt))
@@ -190,14 +192,18 @@ class PlusScheduling:
         behind = [s for s in (*scene.decoding, *scene.backlog) if len(s.tokens) - s.draft_computed > READY_LAG]
         if not (behind and drafting):
             return frozenset()
-        offers = self._offers(scene, drafting, width, 0)
-        plain = offers[0].seconds
-        saved = plain / offers[0].tokens - min(offer.seconds / offer.tokens for offer in offers)
+        each = [offer.seconds / offer.tokens for offer in self._offers(scene, drafting, width, 0)]
+        saved = each[0] - min(each)
+        rows, prompt = scene.padding.trees(len(scene.decoding), 0, 0), self._least if scene.backlog else 0
+        plain = scene.latency.predict(StepShape(rows + prompt, sum(len(s.tokens) for s in scene.decoding), prompt=prompt))
 
         def unread(state: RequestState) -> bool:
-            tpot, lag = state.request.targets.tpot, len(state.tokens) - state.draft_computed
+            lag, tpot = len(state.tokens) - state.draft_computed, state.request.targets.tpot
             reading = scene.latency.predict_phases(StepShape(0, 0, (lag,))).speculate
-            return (tpot is None or plain <= aim * tpot) and saved * state.remaining <= reading
+            if tpot is None or saved * state.remaining > reading:
+                return saved * state.remaining <= reading
+            most = bearable(state, scene.now, 1.0, aim)
+            return plain <= (aim * tpot if most is None else most)
 
         return frozenset([s.request.id for s in behind if unread(s)])
 
@@ -231,11 +237,12 @@ class PlusScheduling:
         by_price = self._worthwhile(scene, min(len(scene.decoding), nodes), most)
         least = min(most, self._least)
         costs = scene.latency.added(rows, max(by_price, least), 1.0, prompt=True)
+        costs = tuple(accumulate(costs, max))  # what a prompt's rows save may be more than the next one costs
         fitting = costs[: bisect_right(costs, c.prompt_stretch * scene.latency.baseline, hi=by_price + 1)]
         strained = self._strained(scene, lost, base, 1 + sum(self._yields.accepted[:depth]))
         row_worth = waited(scene.backlog, scene.now, scene.latency.baseline) ** c.patience * len(scene.backlog) / waiting
         wished = max(best_chunk(fitting, strained, row_worth), least)
-        return wished if wished == waiting else thrifty(costs, wished)
+        return wished if wished == waiting else max(least, thrifty(costs, wished))
 
     def _strained(self, scene: Scene, lost: frozenset[str], base: float, gain: float) -> Iterator[tuple[float, float]]:
         """What each running request can bear beside a step of `base` seconds, and how much of its way the step is."""
