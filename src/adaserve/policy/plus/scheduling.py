@@ -107,10 +107,10 @@ class PlusScheduling:
                 price = worth(offers, price, bool(scene.backlog or scene.waiting))
                 if self._paper.fixed_depth is None:
                     depth = best_depth(offers, price)
-                if self._paper.fixed_depth is None and depth and (unread := self._unread(scene, drafting, width, aim)):
-                    spared |= unread
-                    drafting = sum(s.request.id not in spared for s in scene.decoding)
-                    depth = best_depth(self._offers(scene, drafting, width, prompt), price)
+                    if depth and (unread := self._unread(scene, drafting, width, aim)):
+                        spared |= unread
+                        drafting = sum(s.request.id not in spared for s in scene.decoding)
+                        depth = best_depth(self._offers(scene, drafting, width, prompt), price)
             nodes = round(drafting * sum(self._yields.nodes[:depth]))
         else:
             nodes = max(0, fixed.budget - demand.decoding - min(fixed.prompt_rows, demand.prompt))
