@@ -10,6 +10,7 @@ from adaserve.attention.paged import prepare
 from adaserve.cache.pool import KVPool
 from adaserve.clock import Clock
 from adaserve.engine import Engine
+from adaserve.executor.check import TreeCheck
 from adaserve.executor.device import DeviceExecutor
 from adaserve.executor.executor import Executor
 from adaserve.kernels.gpu import KERNEL_DTYPES, choose_library
@@ -22,6 +23,7 @@ from adaserve.runtime.capture import Capture, GraphCapture, Plainly
 from adaserve.runtime.passes import GraphPasses, Passes, PlainPasses
 from adaserve.runtime.slots import SlotTable
 from adaserve.runtime.stopwatch import ClockStopwatch, EventStopwatch
+from adaserve.runtime.table import SamplingTable
 from adaserve.scheduling.scheduler import Drafting, Scheduler
 from adaserve.speculation.drafter import Drafter
 from adaserve.speculation.lookup import LookupDrafter
@@ -104,14 +106,14 @@ def make_executor(
     elif models.lookup:
         drafter = _lookup(models)
     pool = models.target.new_pool(**pages)
+    sampling = SamplingTable(table.known.shape[0], models.target.config.vocab_size, device)
+    check = TreeCheck(models.target, pool, passes(models.target, pool), make(device), drafter, table, sampling)
     return DeviceExecutor(
-        target=models.target,
-        pool=pool,
-        passes=passes(models.target, pool),
-        capture=make(device),
+        check=check,
         choosing=make(device),
         drafter=drafter,
         table=table,
+        sampling=sampling,
         clock=clock,
         watch=EventStopwatch if gpu else partial(ClockStopwatch, clock),
     )

@@ -83,7 +83,7 @@ def test_nothing_captured_is_left_when_an_executor_closes() -> None:
     held = [capture.held for capture in made]
     engine.close()
     assert sum(held) > sum(capture.held for capture in made)
-    assert {id(c) for c in made if not c.held} >= {id(c) for c in (executor._capture, executor._choosing)}
+    assert {id(c) for c in made if not c.held} >= {id(c) for c in (executor._check.capture, executor._choosing)}
 
 
 def engine_with(executor: Watched, policy: str, constants: Constants = SMALL, overrides: Overrides | None = None) -> Engine:
