@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from adaserve.errors import InvalidConfig
 from adaserve.executor.acceptance import Recording
+from adaserve.executor.shipped import profile_named, recording_named
 from adaserve.latency import LatencyModel, Profile
 from adaserve.metrics import TTFT_LIMIT_PER_BASELINE, summarize
 from adaserve.padding import Unpadded
@@ -17,10 +18,10 @@ from adaserve.policy.adaptive import Constants
 from adaserve.policy.library import make_policy
 from adaserve.policy.plus.assembly import make_plus
 from adaserve.policy.plus.parts import PlusConstants, PlusParts
-from adaserve.policy.plus.scheduling import Offer, PlusScheduling, best_depth, worth
+from adaserve.policy.plus.scheduling import MOST_READ, READ_ALONG, Offer, PlusScheduling, best_depth, worth
 from adaserve.policy.plus.slack import NEARLY, bearable, best_chunk, first_token_due, is_lost, thrifty, waited
 from adaserve.policy.policy import Demand, Scene
-from adaserve.request import FinishReason, Request, SamplingParams, Targets
+from adaserve.request import FinishReason, Request, RequestState, SamplingParams, Targets
 from adaserve.simulate import Machine, simulate
 from adaserve.step import StepShape
 from tests.recordings import random_recording
@@ -241,6 +242,37 @@ def test_the_draft_reads_no_prompt_that_it_cannot_pay_for() -> None:
         assert share.depth > 0, "for the one that decodes"
         spared[name] = share.spared
     assert spared == {"calm": {"calm"}, "urgent": frozenset()}
+
+
+def test_a_draft_catches_up_as_far_as_others_can_bear() -> None:
+    """Ten requests are 400 tokens behind: much is read at once where nobody minds, else what another can bear."""
+    latency = LatencyModel(replace(PROFILE, draft_step_ms_by_rows={1: 1.0, 101: 2.0}))  # 10 us a row
+    behind = [running(f"{i}", None) for i in range(10)]
+    rows = {}
+    for tpot in (None, 0.010, 0.007):
+        ready = running("ready", tpot)
+        ready.draft_computed = len(ready.tokens) - 1
+        share = make_plus("p", PAPER, PlusParts(), PlusConstants()).scheduling.share(
+            Demand(11, 0, Scene(0.0, [ready, *behind], [], 0, latency, Unpadded()))
+        )
+        assert share.depth > 0
+        rows[tpot] = share.catch_up
+    assert MOST_READ >= rows[None] > rows[0.010] > rows[0.007] >= READ_ALONG
+
+
+def running(name: str, tpot: float | None) -> RequestState:
+    """A request with a long answer ahead of it, whose prompt the target has read, and the draft has not."""
+    state = waiting(name, prompt=400, produced=1, tpot=tpot, output=2000)  # type: ignore[arg-type]
+    state.slot, state.computed, state.decoding_since = 0, len(state.tokens) - 1, 0.0
+    return state
+
+
+def test_many_at_once_without_a_target_are_drafted_for() -> None:
+    """Nobody has a target to keep: prompts come in large pieces, and a draft that was spared them reads them after all."""
+    machine, recording = Machine(profile_named("h200-32b-measured")), recording_named("smollm2-demo-t0", 0)
+    timed = [(at, replace(r, slo_class="chat")) for at, r in requests(64, 0.0, None, prompt=256, output=192)]
+    took = {name: simulate(timed, make_policy(name, PAPER), machine, recording).seconds for name in ("adaserve+", "continuous")}
+    assert took["adaserve+"] < 0.95 * took["continuous"]
 
 
 def test_a_crowd_that_has_gone_sets_no_price() -> None:

@@ -144,7 +144,8 @@ class Scheduler:
         catch_up: list[Chunk] = []
         if share.depth:
             along = [c for c in chunks if self._running[c.slot].request.id not in share.spared]
-            drafting, catch_up = self._drafting.work(decoding, room, along, self._running, share.prompt_rows)
+            reading = max(share.prompt_rows, share.catch_up)
+            drafting, catch_up = self._drafting.work(decoding, room, along, self._running, reading)
         # Nobody drafts deeper than anybody can use, nor for a budget that prompts have spent.
         depth = max((most for chunk, most in zip(drafting, room, strict=True) if chunk is not None), default=0) if nodes else 0
         drafts = len(drafting) - drafting.count(None)

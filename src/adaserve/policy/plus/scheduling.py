@@ -20,7 +20,11 @@ from adaserve.tree import MAX_NODES
 OFFERED = 64
 """Most prompt rows beside which depths are compared."""
 READ_ALONG = 64
-"""Prompt rows where no prompt waits: what a draft model that is behind may read."""
+"""Rows that a draft model that is behind reads in any case."""
+READING = 0.05
+"""Share of a step's time by which more of them may lengthen it, whoever suffers."""
+MOST_READ = 2048
+"""Most of them."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +119,9 @@ class PlusScheduling:
         else:
             nodes = max(0, fixed.budget - demand.decoding - min(fixed.prompt_rows, demand.prompt))
         prompt_rows = self._prompt_rows(scene, lost, depth, width, nodes) if self._parts.slack_chunks else fixed.prompt_rows
+        catch_up = self._catch_up(scene, lost, spared, depth) if depth else 0
         if price is None:
-            return RowShare(True, prompt_rows, fixed.budget, depth, width, pace=aim, lost=lost, spared=spared)
+            return RowShare(True, prompt_rows, fixed.budget, depth, width, pace=aim, lost=lost, spared=spared, catch_up=catch_up)
         prompt, most = min(prompt_rows, demand.prompt), 0
         if depth:
             wish = Wish(demand.decoding, nodes, prompt, min(prompt, self._least))
@@ -138,6 +143,7 @@ class PlusScheduling:
             lost=lost,
             spared=spared,
             token_price=price,
+            catch_up=catch_up,
         )
 
     def hopeless(self, request: Request, scene: Scene) -> bool:
@@ -226,10 +232,12 @@ class PlusScheduling:
         c = self._constants
         waiting = sum(len(s.tokens) - s.computed for s in scene.backlog)
         if not waiting:
-            return READ_ALONG
+            return 0
         if not scene.decoding:
             return c.idle_prompt_rows
-        most = min(c.prompt_rows, waiting)
+        bound = any(self._strained(scene, lost, 0.0, 1.0))  # somebody has a target to keep
+        most, stretch = (c.prompt_rows, c.prompt_stretch) if bound else (c.idle_prompt_rows, 2 * c.prompt_stretch)
+        most = min(most, waiting)
         rows = scene.padding.trees(len(scene.decoding), nodes, nodes)
         context = sum(len(s.tokens) for s in scene.decoding)
         passes = (len(scene.decoding), *[len(scene.decoding) * width] * (depth - 1)) if depth else ()
@@ -238,11 +246,28 @@ class PlusScheduling:
         least = min(most, self._least)
         costs = scene.latency.added(rows, max(by_price, least), 1.0, prompt=True)
         costs = tuple(accumulate(costs, max))  # what a prompt's rows save may be more than the next one costs
-        fitting = costs[: bisect_right(costs, c.prompt_stretch * scene.latency.baseline, hi=by_price + 1)]
+        fitting = costs[: bisect_right(costs, stretch * scene.latency.baseline, hi=by_price + 1)]
         strained = self._strained(scene, lost, base, 1 + sum(self._yields.accepted[:depth]))
         row_worth = waited(scene.backlog, scene.now, scene.latency.baseline) ** c.patience * len(scene.backlog) / waiting
         wished = max(best_chunk(fitting, strained, row_worth), least)
         return wished if wished == waiting else max(least, thrifty(costs, wished))
+
+    def _catch_up(self, scene: Scene, lost: frozenset[str], spared: frozenset[str], depth: int) -> int:
+        """Rows that a draft model reads for who decodes and is behind: as far as others bear the delay."""
+        lags = [len(s.tokens) - s.draft_computed for s in scene.decoding if s.request.id not in spared]
+        behind, ready = sum([lag for lag in lags if lag > READY_LAG]), sum([lag <= READY_LAG for lag in lags])
+        if behind <= READ_ALONG:
+            return READ_ALONG
+        latency, context = scene.latency, sum(len(s.tokens) for s in scene.decoding)
+        base = latency.predict(StepShape(len(scene.decoding), context, (ready,) * depth if ready else ()))
+        borne = [seconds for seconds, _ in self._strained(scene, lost, base, 1 + sum(self._yields.accepted[:depth]))]
+        most = max(READING * base, min(borne, default=base))
+
+        def reading(rows: int) -> float:
+            return latency.predict_phases(StepShape(0, 0, (ready + rows,))).speculate
+
+        rows = range(READ_ALONG, min(behind, MOST_READ) + 1)
+        return rows[max(1, bisect_right(rows, reading(READ_ALONG) + most, key=reading)) - 1]
 
     def _strained(self, scene: Scene, lost: frozenset[str], base: float, gain: float) -> Iterator[tuple[float, float]]:
         """What each running request can bear beside a step of `base` seconds, and how much of its way the step is."""
