@@ -61,7 +61,7 @@ def test_two_processes_bring_the_report_of_one(capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        (["--profile", "b200"], "a100x4-70b, h200-32b"),
+        (["--profile", "b200"], "a100x4-70b, demo-cpu-measured, h200-32b"),
         (["--acceptance", "guess"], "smollm2-noise-t0"),
         (["--acceptance", "synthetic:high"], "synthetic:0.7"),
         (["--policy", "best"], "choose one of adaserve"),

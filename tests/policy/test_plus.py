@@ -19,7 +19,7 @@ from adaserve.policy.library import make_policy
 from adaserve.policy.plus.assembly import make_plus
 from adaserve.policy.plus.parts import PlusConstants, PlusParts
 from adaserve.policy.plus.scheduling import MOST_READ, READ_ALONG, Offer, PlusScheduling, best_depth, worth
-from adaserve.policy.plus.slack import NEARLY, bearable, best_chunk, first_token_due, is_lost, thrifty, waited
+from adaserve.policy.plus.slack import bearable, best_chunk, first_token_due, is_lost, thrifty, waited
 from adaserve.policy.policy import Demand, Scene
 from adaserve.request import FinishReason, Request, RequestState, SamplingParams, Targets
 from adaserve.simulate import Machine, simulate
@@ -217,16 +217,16 @@ def test_no_token_is_dearer_than_in_plain_decoding(offers: list[Offer], late: fl
 def test_a_thrifty_chunk_takes_half_at_least_and_no_dear_rows(added: list[float], wished: int) -> None:
     costs = [0.0, *accumulate(added)]
     wished = min(wished, len(added))
-    found = thrifty(costs, wished)
+    found = thrifty(costs, wished, 0.5, 1.1)
     assert wished / 2 <= found <= wished
     if found:
-        assert all(costs[found] / found <= NEARLY * costs[k] / k * (1 + 1e-9) for k in range(-(-wished // 2), wished + 1))
+        assert all(costs[found] / found <= 1.1 * costs[k] / k * (1 + 1e-9) for k in range(-(-wished // 2), wished + 1))
 
 
 def test_a_thrifty_chunk_stops_at_a_tile() -> None:
     """The row after the thirteenth costs as much as four others."""
     costs = [0.35 * rows + (1.4 if rows > 13 else 0.0) for rows in range(30)]
-    assert [thrifty(costs, wished) for wished in (0, 1, 12, 13, 16, 20, 29)] == [0, 1, 12, 13, 13, 13, 29]
+    assert [thrifty(costs, wished, 0.5, 1.1) for wished in (0, 1, 12, 13, 16, 20, 29)] == [0, 1, 12, 13, 13, 13, 29]
 
 
 def test_the_draft_reads_no_prompt_that_it_cannot_pay_for() -> None:

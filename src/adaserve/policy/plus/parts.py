@@ -55,7 +55,11 @@ class PlusConstants:
     prompt_least: share of the prompt rows of a fixed split, as found for the machine, that are read whatever the slack.
     patience: a first token that has used up the share s of its time is worth s to this power of a request. With less of it first
         tokens come sooner, and near capacity more running requests are late for them.
-    prompt_stretch: most baselines by which prompt rows may lengthen a step while requests decode.
+    chunk_part, chunk_cheap: of a chunk whose last rows are dear at least this part is read, so far that a row costs no more than
+        so many times what the cheapest does.
+    prompt_stretch: most baselines by which prompt rows may lengthen a step while requests decode; twice as many where none of
+        them has a target to keep.
+    catching_up: share of a step's time by which a draft model that is behind may lengthen it, whoever suffers.
     reading_margin: how many times as long as prompts usually take to be read a request must get its slot before its first token
         is due.
     reading_rows: prompt tokens yet to compute of those who have slots, from which on nobody else gets one.
@@ -70,7 +74,10 @@ class PlusConstants:
     prompt_rows: int = 256
     prompt_least: float = 0.5
     patience: float = 5.0
+    chunk_part: float = 0.5
+    chunk_cheap: float = 1.1
     prompt_stretch: float = 2.0
+    catching_up: float = 0.05
     idle_prompt_rows: int = 512
     reading_margin: float = 1.3
     reading_rows: int = 2048

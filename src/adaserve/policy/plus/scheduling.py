@@ -21,8 +21,6 @@ OFFERED = 64
 """Most prompt rows beside which depths are compared."""
 READ_ALONG = 64
 """Rows that a draft model that is behind reads in any case."""
-READING = 0.05
-"""Share of a step's time by which more of them may lengthen it, whoever suffers."""
 MOST_READ = 2048
 """Most of them."""
 
@@ -250,7 +248,7 @@ class PlusScheduling:
         strained = self._strained(scene, lost, base, 1 + sum(self._yields.accepted[:depth]))
         row_worth = waited(scene.backlog, scene.now, scene.latency.baseline) ** c.patience * len(scene.backlog) / waiting
         wished = max(best_chunk(fitting, strained, row_worth), least)
-        return wished if wished == waiting else max(least, thrifty(costs, wished))
+        return wished if wished == waiting else max(least, thrifty(costs, wished, c.chunk_part, c.chunk_cheap))
 
     def _catch_up(self, scene: Scene, lost: frozenset[str], spared: frozenset[str], depth: int) -> int:
         """Rows that a draft model reads for who decodes and is behind: as far as others bear the delay."""
@@ -261,7 +259,7 @@ class PlusScheduling:
         latency, context = scene.latency, sum(len(s.tokens) for s in scene.decoding)
         base = latency.predict(StepShape(len(scene.decoding), context, (ready,) * depth if ready else ()))
         borne = [seconds for seconds, _ in self._strained(scene, lost, base, 1 + sum(self._yields.accepted[:depth]))]
-        most = max(READING * base, min(borne, default=base))
+        most = max(self._constants.catching_up * base, min(borne, default=base))
 
         def reading(rows: int) -> float:
             return latency.predict_phases(StepShape(0, 0, (ready + rows,))).speculate

@@ -1,12 +1,10 @@
 """Slack: how long steps may take for whose sake, what first tokens are worth, and which requests cannot attain any more."""
 
+import math
 from collections.abc import Iterable, Sequence
 
 from adaserve.metrics import TTFT_LIMIT_PER_BASELINE
 from adaserve.request import RequestState
-
-NEARLY = 1.1
-"""Times the least cost of a prompt row that one may have and still count as cheap."""
 
 
 def bearable(state: RequestState, now: float, gain: float, aim: float) -> float | None:
@@ -65,14 +63,15 @@ def best_chunk(costs: Sequence[float], strained: Iterable[tuple[float, float]], 
     return found
 
 
-def thrifty(costs: Sequence[float], wished: int) -> int:
-    """The largest number of prompt rows, at least half of those wished, whose rows are about as cheap as they come.
+def thrifty(costs: Sequence[float], wished: int, part: float, nearly: float) -> int:
+    """The largest number of prompt rows, at least that part of those wished, whose rows are about as cheap as they come.
 
     The first rows beyond a tile of a matrix unit, or a graph's size, cost what all the next ones do: they are left for a step
-    that takes more of them. costs: as in best_chunk, of `wished` rows and fewer.
+    that takes more of them. costs: as in best_chunk, of `wished` rows and fewer. nearly: times the least cost of a row that one
+    may have and still count as cheap.
     """
     if not wished:
         return 0
-    each = {rows: costs[rows] / rows for rows in range(-(-wished // 2), wished + 1)}
-    bar = NEARLY * min(each.values())
+    each = {rows: costs[rows] / rows for rows in range(max(1, math.ceil(part * wished)), wished + 1)}
+    bar = nearly * min(each.values())
     return max(rows for rows, cost in each.items() if cost <= bar)
