@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,8 +15,8 @@ from adaserve.runtime.batch import ForwardBatch
 from adaserve.runtime.passes import PlainPasses
 from adaserve.speculation.fused_growth import FusedGrowth
 from adaserve.speculation.growth import GrowthByPasses
-from tests.devices import needs_triton
-from tests.speculation.test_growth import DECODERS, PAGE_SIZE, PAGES, SLOTS, place
+from tests.devices import DEVICE, needs_triton
+from tests.speculation.test_growth import DECODERS, PAGE_SIZE, PAGES, SLOTS, make, place
 
 DECODER = DECODERS[torch.float32]
 
@@ -68,6 +69,27 @@ def test_equals_passes(n: int, width: int, depth: int, vocabulary: int | None, c
         assert torch.equal(getattr(found, name), getattr(expected, name)), name
     torch.testing.assert_close(found.path_prob, expected.path_prob, rtol=1e-4, atol=0)
     torch.testing.assert_close(pools[0].keys, pools[1].keys)
+
+
+@needs_triton
+@pytest.mark.parametrize("coupled", [False, True])
+@pytest.mark.parametrize("width", [1, 3])
+def test_kernels_grow_the_same(monkeypatch: Any, width: int, coupled: bool) -> None:
+    monkeypatch.setattr("adaserve.kernels.beam_step.on_gpu", lambda x: True)
+    decoder = make(torch.float32, DEVICE)
+    table, ranking = place([5, 1, 19, 8], 0.8, DEVICE)
+    slot, room = torch.tensor([2, 0, 3], device=DEVICE), torch.tensor([3, 1, 2], device=DEVICE)
+    hidden = torch.randn(3, decoder.config.hidden, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    trees = []
+    for fused in (True, False):
+        pool = decoder.new_pool(pages=PAGES * SLOTS, page_size=PAGE_SIZE, slots=SLOTS)
+        for numbers in (pool.keys, pool.values):
+            numbers.fill_(0.1)
+        plain = GrowthByPasses(decoder, pool, PlainPasses(decoder, pool), None)
+        grow = FusedGrowth(plain) if fused else plain
+        trees.append(grow(hidden, slot, room, table, ranking.of(slot, table, 3, coupled), 3, width, longest=60))
+    for name, found in vars(trees[0]).items():
+        torch.testing.assert_close(found, getattr(trees[1], name), rtol=1e-4, atol=0)
 
 
 class Operations(TorchDispatchMode):
