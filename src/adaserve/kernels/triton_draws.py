@@ -1,8 +1,8 @@
-"""Triton kernels over vocabularies: the keyed draw, the likeliest tokens, and the noise alone.
+"""Triton kernels over vocabularies: the keyed draw, the likeliest tokens, the noise alone, and its keys.
 
 The first two read the logits once, in blocks that many processors share, and leave one short row of results per block, which
-torch finishes. The twins are gumbel.perturbed_argmax_twin, with the noise of runtime/noise.py, top.top_tokens_reference and
-perturb.perturb_reference.
+torch finishes. The twins are gumbel.perturbed_argmax_twin, with the noise of runtime/noise.py, top.top_tokens_reference,
+perturb.perturb_reference and noise.noise_key_reference.
 """
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 BLOCK = 2048
 """Tokens of a program."""
+_KEYS = 128
 WIDEST = 16
 """The most likeliest tokens that the kernel finds; it takes a pass over its block for each."""
 
@@ -28,6 +29,31 @@ def _gumbel(key, column):
     counter = key.to(tl.uint64, bitcast=True) + (column + 1).to(tl.uint64) * 0x9E3779B97F4A7C15
     uniform = ((_mix(counter) >> 12) * 2 + 1).to(tl.float64) * (1.0 / 9007199254740992.0)  # (2h + 1) / 2^53
     return -tl.log(-tl.log(uniform))
+
+
+@triton.jit(do_not_specialize=["size", "period"], do_not_specialize_on_alignment=["seed", "choice", "position", "key"])
+def _key_kernel(seed, choice, position, key, size, period, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    live = at < size
+    s = tl.load(seed + at % period, mask=live, other=0).to(tl.uint64, bitcast=True)
+    c = tl.load(choice + at % period, mask=live, other=0).to(tl.uint64, bitcast=True)
+    p = tl.load(position + at, mask=live, other=0).to(tl.uint64, bitcast=True)
+    word = _mix(s + 0x9E3779B97F4A7C15)
+    word = _mix(word + (c + 1) * 0x9E3779B97F4A7C15)
+    word = _mix(word + (p + 1) * 0x9E3779B97F4A7C15)
+    tl.store(key + at, word.to(tl.int64, bitcast=True), mask=live)
+
+
+def noise_key(seed: Tensor, choice: Tensor, position: Tensor) -> Tensor:
+    """Arguments and result as of noise.noise_key."""
+    period = seed.numel()
+    if seed.shape != choice.shape or seed.shape != position.shape[position.dim() - seed.dim() :]:
+        raise ValueError(f"seeds {tuple(seed.shape)} and choices {tuple(choice.shape)} do not fit {tuple(position.shape)}")
+    key = torch.empty(position.shape, dtype=torch.int64, device=position.device)
+    if size := position.numel():
+        words = seed.contiguous(), choice.contiguous(), position.contiguous()
+        _key_kernel[(triton.cdiv(size, _KEYS),)](*words, key, size, period, _KEYS)
+    return key
 
 
 @triton.jit

@@ -12,6 +12,7 @@ from adaserve.attention.tiling import splits, tile_count, tile_height
 from adaserve.kernels.beam_step import Scores, Stand, Trees, able, beam_step, compile_all
 from adaserve.kernels.gpu import KERNEL_DTYPES
 from adaserve.models.decoder import Decoder
+from adaserve.runtime.noise import noise_key
 from adaserve.runtime.slots import SlotTable
 from adaserve.speculation.growth import GrowthByPasses
 from adaserve.speculation.ranking import Ranked
@@ -57,6 +58,8 @@ class FusedGrowth:
         decoder = self.plain.decoder
         hidden = torch.zeros(1, decoder.config.hidden, dtype=decoder.dtype, device=decoder.device)  # [1, hidden]
         compile_all(decoder.logits(hidden, self.plain.vocabulary))
+        zero = torch.zeros(1, dtype=torch.int64, device=decoder.device)  # [1]
+        noise_key(zero, zero, zero)
 
     @property
     def _vocabulary(self) -> int:
