@@ -102,6 +102,8 @@ def make_executor(
     if models.draft is not None:
         pool = models.draft.new_pool(**pages)
         model = ModelDrafter(models.draft, pool, passes(models.draft, pool), make(device), sizes.slots, models.draft_vocabulary)
+        if graphs:
+            model.compile_all()
         drafter = MixedDrafter(model, _lookup(models)) if models.lookup else model
     elif models.lookup:
         drafter = _lookup(models)

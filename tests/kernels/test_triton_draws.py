@@ -6,7 +6,7 @@ import torch
 from adaserve.kernels.gumbel import perturbed_argmax_twin
 from adaserve.kernels.perturb import perturb_reference
 from adaserve.kernels.top import top_tokens_reference
-from adaserve.runtime.noise import noise_key
+from adaserve.runtime.noise import noise_key, noise_key_reference
 from tests.devices import DEVICE, needs_triton
 
 pytestmark = needs_triton
@@ -31,6 +31,19 @@ def test_draws(kernels, vocabulary: int, dtype: torch.dtype) -> None:
     words = [torch.randint(-(2**62), 2**62, (rows,), generator=draw).to(DEVICE) for _ in range(3)]
     found = kernels.perturbed_argmax(logits, temperature, noise_key(*words))
     assert torch.equal(found, perturbed_argmax_twin(logits, temperature, *words))
+
+
+@pytest.mark.parametrize("shape", [(0,), (1,), (300,), (4, 33), (3, 2, 5)])
+def test_keys(kernels, shape: tuple[int, ...]) -> None:
+    """To the bit; seeds and choices of the whole shape, or of its last dimension."""
+    draw = torch.Generator().manual_seed(len(shape))
+    position = torch.randint(-(2**63), 2**63 - 1, shape, generator=draw).to(DEVICE)
+    for of in (shape, shape[-1:]):
+        seed, choice = torch.randint(-(2**63), 2**63 - 1, (2, *of), generator=draw).to(DEVICE)
+        assert torch.equal(kernels.noise_key(seed, choice, position), noise_key_reference(seed, choice, position))
+    if position.numel() > 1:
+        with pytest.raises(ValueError, match="do not fit"):
+            kernels.noise_key(seed[:1], choice, position)
 
 
 def test_draws_of_sick_rows(kernels) -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from adaserve.kernels.gate import silu_mul_reference
-from adaserve.kernels.norm import add_rms_norm_reference, rms_norm_reference
+from adaserve.kernels.norm import add_rms_norm_reference, embed_rms_norm_reference, rms_norm_reference
 from adaserve.kernels.rotary import RotaryTable, rotate_and_store_reference
 from tests.devices import DEVICE, needs_triton
 
@@ -40,6 +40,18 @@ def test_norms(kernels, rows: int, width: int, dtype: torch.dtype) -> None:
     expected, expected_total = add_rms_norm_reference(x, residual, weight, 1e-5)
     close(found, expected)
     close(total, expected_total)  # the interpreter truncates where a GPU rounds
+
+
+@pytest.mark.parametrize("stored", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "width"), [(0, 8), (1, 5), (9, 576), (3, 1030)])
+def test_embedding(kernels, rows: int, width: int, dtype: torch.dtype, stored: torch.dtype) -> None:
+    embedding, weight = normal(7, width, dtype=stored), normal(width, dtype=dtype, seed=1)
+    token = torch.randint(7, (rows + 1,), generator=torch.Generator().manual_seed(rows)).to(DEVICE)[1:]
+    found, looked_up = kernels.embed_rms_norm(token, embedding, weight, 1e-5, dtype)
+    expected, expected_rows = embed_rms_norm_reference(token, embedding, weight, 1e-5, dtype)
+    close(found, expected)
+    close(looked_up, expected_rows)  # exact, but that the interpreter truncates where a GPU rounds
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

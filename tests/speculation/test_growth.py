@@ -19,16 +19,17 @@ SLOTS, PAGES, PAGE_SIZE = 4, 6, 8
 DTYPES = [torch.float32, torch.bfloat16]
 
 
-def make(dtype: torch.dtype) -> Decoder:
+def make(dtype: torch.dtype, device: torch.device | str = "cpu") -> Decoder:
     config = tiny_config("llama")
-    return assemble(config, random_weights(config, seed=5), "test", dtype=dtype)
+    return assemble(config, random_weights(config, seed=5), "test", dtype=dtype, device=device)
 
 
 DECODERS = {dtype: make(dtype) for dtype in DTYPES}
 
 
-def place(known: list[int], heat: float) -> tuple[SlotTable, Ranking]:
-    table, ranking = SlotTable(slots=SLOTS, length=PAGES * PAGE_SIZE, page_size=PAGE_SIZE), Ranking(SLOTS, torch.device("cpu"))
+def place(known: list[int], heat: float, device: torch.device | str = "cpu") -> tuple[SlotTable, Ranking]:
+    table = SlotTable(slots=SLOTS, length=PAGES * PAGE_SIZE, page_size=PAGE_SIZE, device=device)
+    ranking = Ranking(SLOTS, table.device)
     for slot, count in enumerate(known):
         sampling = SamplingParams(temperature=heat if slot % 2 else 0.0)
         placement = Placement(slot, tuple(range(1, count + 1)), count, sampling, slot, 0, ())

@@ -1,4 +1,4 @@
-"""Root-mean-square normalisation of rows, alone or after adding the residual stream."""
+"""Root-mean-square normalisation of rows, alone, after adding the residual stream, or as they come from the embedding."""
 
 import torch
 from torch import Tensor
@@ -19,6 +19,14 @@ def add_rms_norm_reference(x: Tensor, residual: Tensor, weight: Tensor, eps: flo
     """The plain torch twin of `add_rms_norm`."""
     total = x + residual  # [M, H]
     return rms_norm_reference(total, weight, eps), total
+
+
+def embed_rms_norm_reference(
+    token: Tensor, embedding: Tensor, weight: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The plain torch twin of `embed_rms_norm`."""
+    rows = embedding[token].to(dtype)  # [M, H]
+    return rms_norm_reference(rows, weight, eps), rows
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -49,3 +57,13 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     out, total = torch.empty_like(x), torch.empty_like(x)  # [M, H]
     run(x.data_ptr(), residual.data_ptr(), weight.data_ptr(), rows, width, eps, out.data_ptr(), total.data_ptr())
     return out, total
+
+
+def embed_rms_norm(token: Tensor, embedding: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Look up tokens and normalise: token [M] int64, embedding [V, H], weight [H] -> (normed, looked up), [M, H] of dtype."""
+    if on_gpu(embedding):
+        from adaserve.kernels import triton_rows
+
+        return triton_rows.embed_rms_norm(token, embedding, weight, eps, dtype)
+    rows = embedding[token].to(dtype)  # [M, H]
+    return rms_norm(rows, weight, eps), rows

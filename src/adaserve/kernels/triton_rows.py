@@ -70,6 +70,32 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     return out, total
 
 
+@triton.jit(do_not_specialize_on_alignment=["token"])
+def _embed_kernel(token, embedding, stride, weight, out, rows, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * WIDTH
+    column = tl.arange(0, BLOCK)
+    live = column < WIDTH
+    factor = tl.load(weight + column, mask=live, other=0.0).to(tl.float32)
+    row = tl.load(embedding + tl.load(token + tl.program_id(0)) * stride + column, mask=live, other=0.0)
+    row = row.to(rows.dtype.element_ty)
+    tl.store(rows + at + column, row, mask=live)
+    row = row.to(tl.float32)
+    scale = tl.rsqrt(tl.sum(row * row, axis=0) / WIDTH + eps)
+    tl.store(out + at + column, (row * scale * factor).to(out.dtype.element_ty), mask=live)
+
+
+def embed_rms_norm(token: Tensor, embedding: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Arguments and result as of norm.embed_rms_norm; launched plainly, for it has nothing to read beforehand."""
+    width = embedding.shape[1]
+    out, rows = (torch.empty(len(token), width, dtype=dtype, device=token.device) for _ in range(2))  # [M, H] each
+    block = triton.next_power_of_2(width)
+    if len(token):
+        _embed_kernel[(len(token),)](
+            token, embedding, embedding.stride(0), weight, out, rows, eps, width, block, num_warps=_warps(block)
+        )
+    return out, rows
+
+
 @triton.jit
 def _gate_kernel(gate_up, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)

@@ -17,7 +17,7 @@ from adaserve.attention.paged import attend
 from adaserve.cache.pool import KVPool
 from adaserve.kernels.gate import silu_mul
 from adaserve.kernels.linear import Linear
-from adaserve.kernels.norm import add_rms_norm, rms_norm
+from adaserve.kernels.norm import add_rms_norm, embed_rms_norm, rms_norm
 from adaserve.kernels.rotary import RotaryTable, rotate_and_store
 from adaserve.models.config import ModelConfig
 from adaserve.models.fused_layers import FusedLayers
@@ -82,10 +82,10 @@ class Decoder:
 
         Returns the hidden states after the final norm  # [B, hidden]
         """
-        residual = self._embed(batch.token)  # [B, hidden]
-        if self.fused_layers is not None and self.fused_layers.takes(residual):
-            return rms_norm(self.fused_layers(residual, batch, pool), self.norm, self.config.eps)
-        x = rms_norm(residual, self.layers[0].input_norm, self.config.eps)  # [B, hidden]
+        if self.fused_layers is not None and self.fused_layers.takes(len(batch.token)):
+            residual = self.fused_layers(self._embed(batch.token), batch, pool)  # [B, hidden]
+            return rms_norm(residual, self.norm, self.config.eps)
+        x, residual = self._embed_normed(batch.token)  # [B, hidden] each
         if self.native_layers is not None and self.native_layers(x, residual, batch, pool):
             return x
         return self._run_layers(x, residual, batch, pool)
@@ -105,6 +105,7 @@ class Decoder:
     def prepare(self) -> None:
         """On a GPU, have all kernels but attention's compiled, so that no request waits for it."""
         self.layers[0].prepare()
+        self._embed_normed(torch.zeros(1, dtype=torch.int64, device=self.device))
         if self.fused_layers is not None:
             self.fused_layers.prepare()
 
@@ -149,3 +150,11 @@ class Decoder:
         place = token - self.group.rank * self.embedding.shape[0]  # [B], among this rank's tokens
         mine = (place >= 0) & (place < self.embedding.shape[0])
         return self.group.sum(torch.where(mine[:, None], self.embedding[torch.where(mine, place, 0)].to(self.dtype), 0.0))
+
+    def _embed_normed(self, token: Tensor) -> tuple[Tensor, Tensor]:
+        """The tokens [B] as the first layer reads them, normed and not: [B, hidden] each."""
+        norm, eps = self.layers[0].input_norm, self.config.eps
+        if self.group.size == 1:
+            return embed_rms_norm(token, self.embedding, norm, eps, self.dtype)
+        residual = self._embed(token)  # [B, hidden]
+        return rms_norm(residual, norm, eps), residual

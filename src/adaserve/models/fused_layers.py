@@ -42,9 +42,9 @@ class FusedLayers:
         parts += [w for x in layers for w in (x.input_norm, x.mlp_norm, x.q_norm, x.k_norm)]
         return plain(torch.empty(0, dtype=dtype), *(w for w in parts if w is not None))
 
-    def takes(self, residual: Tensor) -> bool:
-        """Whether a pass over residual [B, hidden] is short enough."""
-        return 0 < residual.shape[0] <= MOST_ROWS
+    def takes(self, rows: int) -> bool:
+        """Whether a pass over so many rows is short enough."""
+        return 0 < rows <= MOST_ROWS
 
     def __call__(self, residual: Tensor, batch: ForwardBatch, pool: KVPool) -> Tensor:
         """Run a pass: the embedded rows [B, hidden] -> the residual stream after the last layer [B, hidden].

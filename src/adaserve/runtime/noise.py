@@ -37,7 +37,19 @@ def _mix(word: Tensor) -> Tensor:
 
 
 def noise_key(seed: Tensor, choice: Tensor, position: Tensor) -> Tensor:
-    """Absorb (seed, choice, position), int64 of one shape, into one 64-bit word: the name of a stream of noise."""
+    """Absorb (seed, choice, position), int64 each, into one 64-bit word: the name of a stream of noise, in position's shape.
+
+    seed and choice are of that shape or of its last dimensions, and then serve all others alike.
+    """
+    if position.is_cuda:
+        from adaserve.kernels import triton_draws
+
+        return triton_draws.noise_key(seed, choice, position)
+    return noise_key_reference(seed, choice, position)
+
+
+def noise_key_reference(seed: Tensor, choice: Tensor, position: Tensor) -> Tensor:
+    """The plain torch twin of `noise_key`: thirty operations, which on a GPU are as many launches."""
     key = _mix(seed + STRIDE)
     key = _mix(key + (choice + 1) * STRIDE)
     return _mix(key + (position + 1) * STRIDE)

@@ -136,7 +136,7 @@ class GraphPasses:
 
     def plain(self, batch: ForwardBatch, longest: int) -> Tensor:
         """Run the pass as it comes."""
-        tiles = tile(batch, group=self._group, kv_heads=self._decoder.config.kv_heads, longest=longest)
+        tiles = batch.tiles or tile(batch, group=self._group, kv_heads=self._decoder.config.kv_heads, longest=longest)
         return self._decoder.forward(replace(batch, tiles=tiles), self._pool)
 
     def forget(self) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from adaserve.kernels.beam_step import Next
 from adaserve.kernels.places import (
     Rows,
     beam_rows,
@@ -17,7 +18,7 @@ from adaserve.kernels.places import (
     page_rows,
     tree_rows,
 )
-from adaserve.runtime.batch import TAIL_ROWS, ForwardBatch
+from adaserve.runtime.batch import TAIL_ROWS, ForwardBatch, Tiles
 from adaserve.runtime.sampling import History
 from adaserve.runtime.transfer import upload
 from adaserve.step import Chunk, PageGrant, Placement
@@ -144,12 +145,16 @@ class SlotTable:
         rows, start = beam_rows(self.known, slot, token, mask, tail, depth, tail_start)
         return self._batch(rows, start, slot, tail_start)
 
+    def next_batch(self, rows: Next, slot: Tensor, tail_start: int, height: int, splits: int) -> ForwardBatch:
+        """The same from what `beam_step` says of it, in tiles of so many rows and contexts in so many shares."""
+        return self._batch(rows.rows, rows.start, slot, tail_start, Tiles(*rows.tiles, height, splits))
+
     def _known_rows(self, chunks: Sequence[Chunk]) -> tuple[Rows, Tensor, Tensor]:
         """The rows of the chunks, and start and slot of their groups."""
         slots, starts, lengths = [c.slot for c in chunks], [c.start for c in chunks], [c.length for c in chunks]
         return known_rows(self.tokens, self.pages, self.page_size, slots, starts, lengths)
 
-    def _batch(self, rows: Rows, start: Tensor, slot: Tensor, tail_start: int) -> ForwardBatch:
+    def _batch(self, rows: Rows, start: Tensor, slot: Tensor, tail_start: int, tiles: Tiles | None = None) -> ForwardBatch:
         # Kernels read them by address: a view that repeats one number, as masks of a beam of width 1 are, would not do.
         token, position, prefix, mask, dest = (part.contiguous() for part in rows)
         return ForwardBatch(
@@ -163,4 +168,5 @@ class SlotTable:
             pages=self.pages,
             page_size=self.page_size,
             tail_start=tail_start,
+            tiles=tiles,
         )

@@ -24,6 +24,7 @@ from adaserve.runtime.passes import Passes
 from adaserve.runtime.slots import SlotTable
 from adaserve.runtime.transfer import stage, upload
 from adaserve.speculation.drafter import Gained
+from adaserve.speculation.fused_growth import FusedGrowth
 from adaserve.speculation.growth import GrowthByPasses, NativeGrowth
 from adaserve.speculation.ranking import Ranking
 from adaserve.step import Chunk, Placement, StepPlan, draft_work
@@ -81,7 +82,14 @@ class ModelDrafter:
         self._prepared: Prepared | None = None
         self._ranking = Ranking(slots, decoder.device)
         self._native = NativeGrowth.of(decoder, pool, vocabulary)
-        self._by_passes = GrowthByPasses(decoder, pool, passes, vocabulary)
+        plain = GrowthByPasses(decoder, pool, passes, vocabulary)
+        self._fused = FusedGrowth(plain) if FusedGrowth.suits(decoder) else None
+        self._by_passes = self._fused or plain
+
+    def compile_all(self) -> None:
+        """On a GPU, have all kernels between the passes compiled, so that no request waits for it."""
+        if self._fused is not None:
+            self._fused.prepare()
 
     def place(self, placement: Placement) -> None:
         """Remember how the request draws."""
