@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 
 from adaserve.padding import most_prompt
@@ -93,28 +93,31 @@ class PlusScheduling:
         scene, fixed = demand.scene, self._paper.share(demand)
         if scene is None:
             return fixed
-        lost = self._lost(scene) if self._parts.attaining else frozenset()
+        context = sum([len(s.tokens) for s in scene.decoding])
+        lost = self._lost(scene, context) if self._parts.attaining else frozenset()
         # Time that drafts for them take is taken from others, if there are any.
         spared = lost if scene.backlog or scene.waiting or len(lost) < len(scene.decoding) else frozenset()
         aim = self._constants.pace if self._parts.attaining else 1.0
-        drafting = sum(s.request.id not in spared for s in scene.decoding)
+        drafting = _others(scene.decoding, spared)
         depth, width, price = fixed.depth, fixed.width, None
         if self._parts.priced:
             width = self._width(drafting) if self._paper.fixed_width is None else width
-            prompt = min(sum(len(s.tokens) - s.computed for s in scene.backlog), OFFERED)
+            prompt = min(demand.prompt, OFFERED)
             offers, price = self._offers(scene, drafting, width, prompt), self._yields.seconds_per_token
             if scene.decoding:
                 price = worth(offers, price, bool(scene.backlog or scene.waiting))
                 if self._paper.fixed_depth is None:
                     depth = best_depth(offers, price)
-                    if depth and (unread := self._unread(scene, drafting, width, aim)):
+                    if depth and (unread := self._unread(scene, context, drafting, width, aim)):
                         spared |= unread
-                        drafting = sum(s.request.id not in spared for s in scene.decoding)
+                        drafting = _others(scene.decoding, spared)
                         depth = best_depth(self._offers(scene, drafting, width, prompt), price)
             nodes = round(drafting * sum(self._yields.nodes[:depth]))
         else:
             nodes = max(0, fixed.budget - demand.decoding - min(fixed.prompt_rows, demand.prompt))
-        prompt_rows = self._prompt_rows(scene, lost, depth, width, nodes) if self._parts.slack_chunks else fixed.prompt_rows
+        prompt_rows = fixed.prompt_rows
+        if self._parts.slack_chunks:
+            prompt_rows = self._prompt_rows(scene, demand.prompt, context, lost, depth, width, nodes)
         if price is None:
             return RowShare(True, prompt_rows, fixed.budget, depth, width, pace=aim, lost=lost, spared=spared)
         prompt, most = min(prompt_rows, demand.prompt), 0
@@ -155,8 +158,8 @@ class PlusScheduling:
                 return True
         if targets.tpot is None:
             return False
-        newcomer = RequestState(request, list(request.prompt))
-        return self._swiftest(replace(scene, decoding=[*scene.decoding, newcomer])) > targets.tpot
+        context = sum([len(s.tokens) for s in scene.decoding]) + prompt
+        return self._swiftest(scene, len(scene.decoding) + 1, context) > targets.tpot
 
     def _width(self, drafting: int) -> int:
         if not self._parts.trees:
@@ -164,27 +167,23 @@ class PlusScheduling:
         c = self._constants
         return max(1, min(c.width_max, c.draft_rows // max(drafting, 1), MAX_NODES // max(self.deepest, 1)))
 
-    def _lost(self, scene: Scene) -> frozenset[str]:
-        plain = scene.latency.predict(StepShape(len(scene.decoding), sum(len(s.tokens) for s in scene.decoding)))
+    def _lost(self, scene: Scene, context: int) -> frozenset[str]:
+        """Who cannot attain any more. context: tokens of those who decode, here and below."""
+        plain = scene.latency.predict(StepShape(len(scene.decoding), context))
         doubtful = [s for s in scene.decoding if is_lost(s, scene.now, plain)]
         if not doubtful:  # nobody is lost who attains without drafts
             return frozenset()
-        best = self._swiftest(scene)
+        best = self._swiftest(scene, len(scene.decoding), context)
         return frozenset([s.request.id for s in doubtful if is_lost(s, scene.now, best)])
 
-    def _swiftest(self, scene: Scene) -> float:
+    def _swiftest(self, scene: Scene, decoding: int, context: int) -> float:
         """Seconds a token for a request that is drafted for alone, beside the others' roots: as fast as it can still become."""
-        rows, context, gain, nodes = len(scene.decoding), sum(len(s.tokens) for s in scene.decoding), 1.0, 0.0
-        trees = scene.padding.trees
-        best = scene.latency.predict(StepShape(trees(rows, 0, 0), context))
-        for k in range(self.deepest):
-            gain += self._yields.accepted[k]
-            nodes += self._yields.nodes[k]
-            computed = trees(rows, round(nodes), round(nodes))
-            best = min(best, scene.latency.predict(StepShape(computed, context, (1,) * (k + 1))) / gain)
-        return best
+        gains = list(accumulate(self._yields.accepted, initial=1.0))
+        nodes = [round(total) for total in accumulate(self._yields.nodes, initial=0.0)]
+        seconds = scene.latency.by_depth([scene.padding.trees(decoding, k, k) for k in nodes], 1, 1, context=context)
+        return min([time / gain for time, gain in zip(seconds, gains, strict=True)])
 
-    def _unread(self, scene: Scene, drafting: int, width: int, aim: float) -> frozenset[str]:
+    def _unread(self, scene: Scene, context: int, drafting: int, width: int, aim: float) -> frozenset[str]:
         """Requests that the draft model is behind with, and need not catch up with.
 
         They attain without drafts, and until their end these save less time than reading their tokens takes.
@@ -195,11 +194,11 @@ class PlusScheduling:
         each = [offer.seconds / offer.tokens for offer in self._offers(scene, drafting, width, 0)]
         saved = each[0] - min(each)
         rows, prompt = scene.padding.trees(len(scene.decoding), 0, 0), self._least if scene.backlog else 0
-        plain = scene.latency.predict(StepShape(rows + prompt, sum(len(s.tokens) for s in scene.decoding), prompt=prompt))
+        plain = scene.latency.predict(StepShape(rows + prompt, context, prompt=prompt))
 
         def unread(state: RequestState) -> bool:
             lag, tpot = len(state.tokens) - state.draft_computed, state.request.targets.tpot
-            reading = scene.latency.predict_phases(StepShape(0, 0, (lag,))).speculate
+            reading = scene.latency.reading(lag)
             if tpot is None or saved * state.remaining > reading:
                 return saved * state.remaining <= reading
             most = bearable(state, scene.now, 1.0, aim)
@@ -209,29 +208,31 @@ class PlusScheduling:
 
     def _offers(self, scene: Scene, drafting: int, width: int, prompt: int) -> list[Offer]:
         """What plain decoding and every depth of drafts are expected to bring, beside so many rows of prompts."""
-        latency, n, trees = scene.latency, len(scene.decoding), scene.padding.trees
-        found = [Offer(n, latency.predict(StepShape(trees(n, 0, 0) + prompt, 0, prompt=prompt)))]
-        tokens, nodes = float(n), 0.0
-        passes: list[int] = []
-        for k in range(self.deepest if drafting else 0):
-            tokens += drafting * self._yields.accepted[k]
-            nodes += drafting * self._yields.nodes[k]
-            passes.append(drafting * (width if k else 1))
-            computed = trees(n, round(nodes), round(nodes)) + prompt
-            found.append(Offer(tokens, latency.predict(StepShape(computed, 0, tuple(passes), prompt=prompt))))
-        return found
+        n, trees = len(scene.decoding), scene.padding.trees
+        each = zip(self._yields.accepted, self._yields.nodes, strict=True) if drafting else ()
+        tokens, nodes = [float(n)], 0.0
+        rows = [trees(n, 0, 0) + prompt]
+        for accepted, verified in each:
+            tokens.append(tokens[-1] + drafting * accepted)
+            nodes += drafting * verified
+            likely = round(nodes)
+            rows.append(trees(n, likely, likely) + prompt)
+        return list(map(Offer, tokens, scene.latency.by_depth(rows, drafting, drafting * width, prompt=prompt)))
 
-    def _prompt_rows(self, scene: Scene, lost: frozenset[str], depth: int, width: int, nodes: int) -> int:
-        """As many prompt rows as pay, and bring more first tokens in time than they make running requests late; a few always."""
+    def _prompt_rows(
+        self, scene: Scene, waiting: int, context: int, lost: frozenset[str], depth: int, width: int, nodes: int
+    ) -> int:
+        """As many prompt rows as pay, and bring more first tokens in time than they make running requests late; a few always.
+
+        waiting: prompt rows that there are.
+        """
         c = self._constants
-        waiting = sum(len(s.tokens) - s.computed for s in scene.backlog)
         if not waiting:
             return READ_ALONG
         if not scene.decoding:
             return c.idle_prompt_rows
         most = min(c.prompt_rows, waiting)
         rows = scene.padding.trees(len(scene.decoding), nodes, nodes)
-        context = sum(len(s.tokens) for s in scene.decoding)
         passes = (len(scene.decoding), *[len(scene.decoding) * width] * (depth - 1)) if depth else ()
         base = scene.latency.predict(StepShape(rows, context, passes))
         by_price = self._worthwhile(scene, min(len(scene.decoding), nodes), most)
@@ -258,4 +259,10 @@ class PlusScheduling:
             return most
         worth = self._constants.prompt_worth
         prices = scene.latency.added(len(scene.decoding) + nodes, most, token, prompt=True)
-        return max(range(most + 1), key=lambda rows: worth * rows - prices[rows])
+        surplus = [worth * rows - price for rows, price in enumerate(prices)]
+        return surplus.index(max(surplus))
+
+
+def _others(states: Sequence[RequestState], spared: frozenset[str]) -> int:
+    """How many are not among the spared."""
+    return len(states) - sum([s.request.id in spared for s in states]) if spared else len(states)

@@ -1,5 +1,7 @@
 """Slack: how long steps may take for whose sake, what first tokens are worth, and which requests cannot attain any more."""
 
+import math
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 
 from adaserve.metrics import TTFT_LIMIT_PER_BASELINE
@@ -28,8 +30,7 @@ def is_lost(state: RequestState, now: float, pace: float | None) -> bool:
     tpot = state.request.targets.tpot
     if tpot is None or state.decoding_since is None or pace is None:
         return False
-    left = state.remaining
-    return now - state.decoding_since + left * pace > tpot * (state.produced - 1 + left)
+    return now - state.decoding_since + state.remaining * pace > tpot * (state.request.sampling.max_tokens - 1)
 
 
 def first_token_due(state: RequestState, baseline: float) -> float:
@@ -50,18 +51,17 @@ def waited(backlog: Sequence[RequestState], now: float, baseline: float) -> floa
 def best_chunk(costs: Sequence[float], strained: Iterable[tuple[float, float]], row_worth: float) -> int:
     """The number of prompt rows that brings most requests in time, less those that it makes late; the larger of equals.
 
-    costs: seconds that 0, 1, ... prompt rows add to the step. strained: for each running request the seconds that it can bear,
-    and what it counts if they are exceeded. row_worth: what a row counts.
+    costs: seconds that 0, 1, ... prompt rows add to the step, from 0, never falling. strained: for each running request the
+    seconds that it can bear, and what it counts if they are exceeded. row_worth: what a row counts.
     """
     order = sorted((max(seconds, 0.0), share) for seconds, share in strained)  # who is behind may be favoured and catch up
-    best, found, late, at = 0.0, 0, 0.0, 0
-    for rows, cost in enumerate(costs):
-        while at < len(order) and order[at][0] < cost:
-            late += order[at][1]
-            at += 1
+    best, found, late = 0.0, 0, 0.0
+    for seconds, share in (*order, (math.inf, 0.0)):  # as many rows as each can bear: fewer bring no more
+        rows = bisect_right(costs, seconds) - 1
         surplus = row_worth * rows - late
         if surplus >= best:
             best, found = surplus, rows
+        late += share
     return found
 
 
@@ -73,6 +73,7 @@ def thrifty(costs: Sequence[float], wished: int) -> int:
     """
     if not wished:
         return 0
-    each = {rows: costs[rows] / rows for rows in range(-(-wished // 2), wished + 1)}
-    bar = NEARLY * min(each.values())
-    return max(rows for rows, cost in each.items() if cost <= bar)
+    sizes = range(wished, -(-wished // 2) - 1, -1)
+    each = [costs[rows] / rows for rows in sizes]
+    bar = NEARLY * min(each)
+    return next(rows for rows, cost in zip(sizes, each, strict=True) if cost <= bar)
