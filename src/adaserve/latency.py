@@ -296,6 +296,12 @@ class LatencyModel:
         least, saved = cost[0], _saved_by(cost, self._savings.run(rows, most), rows)
         return tuple([scale * more if (more := c - least - s) > 0.0 else 0.0 for c, s in zip(cost, saved, strict=True)])
 
+    def added_by_prompt(self, rows: int, prompt: int, unit: float) -> float:
+        """What so many rows of a prompt add to a pass over `rows` others: the last of the above."""
+        cost, whole = self._verify(rows + prompt), self._savings(rows + prompt)
+        added = cost - self._verify(rows) - _saved(cost, whole, prompt, rows + prompt)
+        return self._verify_factor / unit * max(0.0, added)
+
     def observe(self, shape: StepShape, times: PhaseTimes) -> None:
         """Learn from a measured step. Times that are not finite, or phases that took no time, teach nothing."""
         measured = times.total

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+from adaserve.latency import LatencyModel
 from adaserve.padding import most_prompt
 from adaserve.policy.adaptive import AdaptiveScheduling
 from adaserve.policy.plus.calibration import Calibration
@@ -17,6 +18,8 @@ from adaserve.request import Request, RequestState
 from adaserve.step import READY_LAG, StepOutcome, StepShape
 from adaserve.tree import MAX_NODES
 
+AT_FIRST = 32
+"""Prompt rows whose costs are looked at first: where rows take long, no more fit into a step."""
 OFFERED = 64
 """Most prompt rows beside which depths are compared."""
 READ_ALONG = 64
@@ -235,11 +238,14 @@ class PlusScheduling:
         rows = scene.padding.trees(len(scene.decoding), nodes, nodes)
         passes = (len(scene.decoding), *[len(scene.decoding) * width] * (depth - 1)) if depth else ()
         base = scene.latency.predict(StepShape(rows, context, passes))
-        by_price = self._worthwhile(scene, min(len(scene.decoding), nodes), most)
         least = min(most, self._least)
-        costs = scene.latency.added(rows, max(by_price, least), 1.0, prompt=True)
-        costs = tuple(accumulate(costs, max))  # what a prompt's rows save may be more than the next one costs
-        fitting = costs[: bisect_right(costs, c.prompt_stretch * scene.latency.baseline, hi=by_price + 1)]
+        limit = c.prompt_stretch * scene.latency.baseline
+        costs = _rising_costs(scene.latency, rows, min(most, max(least, AT_FIRST)))
+        if costs[-1] <= limit and len(costs) <= most:
+            costs = _rising_costs(scene.latency, rows, most)
+        fits = bisect_right(costs, limit) - 1
+        by_price = self._worthwhile(scene, min(len(scene.decoding), nodes), max(fits, least), most)
+        fitting = costs[: min(fits, by_price) + 1]
         strained = self._strained(scene, lost, base, 1 + sum(self._yields.accepted[:depth]))
         row_worth = waited(scene.backlog, scene.now, scene.latency.baseline) ** c.patience * len(scene.backlog) / waiting
         wished = max(best_chunk(fitting, strained, row_worth), least)
@@ -252,15 +258,30 @@ class PlusScheduling:
             if most is not None:
                 yield most - base, min(1.0, gain / max(1, state.remaining))
 
-    def _worthwhile(self, scene: Scene, nodes: int, most: int) -> int:
-        """The number of prompt rows with the largest surplus over what they cost beside the roots and the best `nodes` nodes."""
-        token = self._yields.seconds_per_token
+    def _worthwhile(self, scene: Scene, nodes: int, enough: int, most: int) -> int:
+        """The number of prompt rows with the largest surplus over what they cost beside the roots and the best `nodes` nodes.
+
+        Of `most` at most; for any number from `enough` on, that one.
+        """
+        token, worth = self._yields.seconds_per_token, self._constants.prompt_worth
         if token is None:
-            return most
-        worth = self._constants.prompt_worth
-        prices = scene.latency.added(len(scene.decoding) + nodes, most, token, prompt=True)
-        surplus = [worth * rows - price for rows, price in enumerate(prices)]
-        return surplus.index(max(surplus))
+            return enough
+        rows, latency = len(scene.decoding) + nodes, scene.latency
+
+        def surplus(most: int) -> list[float]:
+            return [worth * k - price for k, price in enumerate(latency.added(rows, most, token, prompt=True))]
+
+        near = surplus(enough)
+        best = max(near)
+        # Beyond an edge more rows may bring more again; mostly all of them do, if any.
+        if enough < most and (worth * most - latency.added_by_prompt(rows, most, token) > best or max(surplus(most)) > best):
+            return enough
+        return near.index(best)
+
+
+def _rising_costs(latency: LatencyModel, rows: int, most: int) -> Sequence[float]:
+    """Seconds that 0, 1, ... prompt rows add, never less than fewer do: what they save may be more than the next one costs."""
+    return tuple(accumulate(latency.added(rows, most, 1.0, prompt=True), max))
 
 
 def _others(states: Sequence[RequestState], spared: frozenset[str]) -> int:
