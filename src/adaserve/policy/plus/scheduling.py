@@ -111,10 +111,10 @@ class PlusScheduling:
                 price = worth(offers, price, bool(scene.backlog or scene.waiting))
                 if self._paper.fixed_depth is None:
                     depth = best_depth(offers, price)
-                    if depth and (unread := self._unread(scene, context, drafting, width, aim)):
+                    if depth and (unread := self._unread(scene, context, offers, prompt, drafting, width, aim)):
                         spared |= unread
                         drafting = _others(scene.decoding, spared)
-                        depth = best_depth(self._offers(scene, drafting, width, prompt), price)
+                        depth = best_depth(self._offers(scene, drafting, width, prompt), price) if drafting else 0
             nodes = round(drafting * sum(self._yields.nodes[:depth]))
         else:
             nodes = max(0, fixed.budget - demand.decoding - min(fixed.prompt_rows, demand.prompt))
@@ -186,15 +186,19 @@ class PlusScheduling:
         seconds = scene.latency.by_depth([scene.padding.trees(decoding, k, k) for k in nodes], 1, 1, context=context)
         return min([time / gain for time, gain in zip(seconds, gains, strict=True)])
 
-    def _unread(self, scene: Scene, context: int, drafting: int, width: int, aim: float) -> frozenset[str]:
+    def _unread(
+        self, scene: Scene, context: int, offers: list[Offer], beside: int, drafting: int, width: int, aim: float
+    ) -> frozenset[str]:
         """Requests that the draft model is behind with, and need not catch up with.
 
         They attain without drafts, and until their end these save less time than reading their tokens takes.
+        offers: as made beside so many prompt rows.
         """
         behind = [s for s in (*scene.decoding, *scene.backlog) if len(s.tokens) - s.draft_computed > READY_LAG]
         if not (behind and drafting):
             return frozenset()
-        each = [offer.seconds / offer.tokens for offer in self._offers(scene, drafting, width, 0)]
+        alone = self._offers(scene, drafting, width, 0) if beside else offers
+        each = [offer.seconds / offer.tokens for offer in alone]
         saved = each[0] - min(each)
         rows, prompt = scene.padding.trees(len(scene.decoding), 0, 0), self._least if scene.backlog else 0
         plain = scene.latency.predict(StepShape(rows + prompt, context, prompt=prompt))
