@@ -11,7 +11,7 @@ from adaserve.policy.adaptive import AdaptiveScheduling
 from adaserve.policy.plus.calibration import Calibration
 from adaserve.policy.plus.parts import PlusConstants, PlusParts
 from adaserve.policy.plus.room import Wish, best_room
-from adaserve.policy.plus.slack import bearable, best_chunk, is_lost, thrifty, waited
+from adaserve.policy.plus.slack import bearable, best_chunk, is_lost, paying_rows, thrifty, waited
 from adaserve.policy.plus.yields import Yields
 from adaserve.policy.policy import Demand, RowShare, Scene
 from adaserve.request import Request, RequestState
@@ -248,7 +248,10 @@ class PlusScheduling:
         if costs[-1] <= limit and len(costs) <= most:
             costs = _rising_costs(scene.latency, rows, most)
         fits = bisect_right(costs, limit) - 1
-        by_price = self._worthwhile(scene, min(len(scene.decoding), nodes), max(fits, least), most)
+        token, by_price = self._yields.seconds_per_token, max(fits, least)
+        if token is not None:
+            beside = len(scene.decoding) + min(len(scene.decoding), nodes)
+            by_price = paying_rows(scene.latency, beside, c.prompt_worth, token, by_price, most)
         fitting = costs[: min(fits, by_price) + 1]
         strained = self._strained(scene, lost, base, 1 + sum(self._yields.accepted[:depth]))
         row_worth = waited(scene.backlog, scene.now, scene.latency.baseline) ** c.patience * len(scene.backlog) / waiting
@@ -261,26 +264,6 @@ class PlusScheduling:
             most = None if state.request.id in lost else bearable(state, scene.now, gain, self._constants.pace)
             if most is not None:
                 yield most - base, min(1.0, gain / max(1, state.remaining))
-
-    def _worthwhile(self, scene: Scene, nodes: int, enough: int, most: int) -> int:
-        """The number of prompt rows with the largest surplus over what they cost beside the roots and the best `nodes` nodes.
-
-        Of `most` at most; for any number from `enough` on, that one.
-        """
-        token, worth = self._yields.seconds_per_token, self._constants.prompt_worth
-        if token is None:
-            return enough
-        rows, latency = len(scene.decoding) + nodes, scene.latency
-
-        def surplus(most: int) -> list[float]:
-            return [worth * k - price for k, price in enumerate(latency.added(rows, most, token, prompt=True))]
-
-        near = surplus(enough)
-        best = max(near)
-        # Beyond an edge more rows may bring more again; mostly all of them do, if any.
-        if enough < most and (worth * most - latency.added_by_prompt(rows, most, token) > best or max(surplus(most)) > best):
-            return enough
-        return near.index(best)
 
 
 def _rising_costs(latency: LatencyModel, rows: int, most: int) -> Sequence[float]:

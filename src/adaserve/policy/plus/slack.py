@@ -4,6 +4,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 
+from adaserve.latency import LatencyModel
 from adaserve.metrics import TTFT_LIMIT_PER_BASELINE
 from adaserve.request import RequestState
 
@@ -63,6 +64,23 @@ def best_chunk(costs: Sequence[float], strained: Iterable[tuple[float, float]], 
             best, found = surplus, rows
         late += share
     return found
+
+
+def paying_rows(latency: LatencyModel, rows: int, worth: float, unit: float, enough: int, most: int) -> int:
+    """The number of prompt rows, of `most` at most, with the largest surplus beside `rows` others; `enough` for any from that on.
+
+    worth: of a prompt row, in tokens. unit: seconds that a token is worth.
+    """
+
+    def surplus(most: int) -> list[float]:
+        return [worth * k - price for k, price in enumerate(latency.added(rows, most, unit, prompt=True))]
+
+    near = surplus(enough)
+    best = max(near)
+    # Beyond an edge more rows may bring more again; mostly all of them do, if any.
+    if enough < most and (worth * most - latency.added_by_prompt(rows, most, unit) > best or max(surplus(most)) > best):
+        return enough
+    return near.index(best)
 
 
 def thrifty(costs: Sequence[float], wished: int) -> int:
