@@ -262,6 +262,25 @@ def test_added_rows_of_a_prompt_cost_what_prediction_says(rows: int, most: int, 
     for added, seconds in enumerate(model.added(rows, most, 1.0, prompt=True)):
         expected = model.predict(StepShape(rows + added, 0, prompt=added)) - model.predict(StepShape(rows, 0))
         assert seconds == pytest.approx(max(0.0, expected), abs=1e-12)
+        assert seconds == model.added_by_prompt(rows, added, 1.0)
+
+
+@given(
+    st.lists(st.integers(1, 600), min_size=1, max_size=5),
+    st.integers(1, 99),
+    st.integers(1, 99),
+    st.integers(0, 999),
+    st.integers(0, 9),
+)
+def test_all_depths_at_once_cost_what_prediction_says(
+    rows: list[int], first: int, further: int, context: int, prompt: int
+) -> None:
+    profile = replace(STAIRS, draft_next_ms_by_rows={1: 0.2, 64: 0.4}, prompt_saves_ms_by_rows={8: 0.5}, after_draft_ms=0.3)
+    model = LatencyModel(profile)
+    passes = [(first, *[further] * (depth - 1)) if depth else () for depth in range(len(rows))]
+    expected = [model.predict(StepShape(r, context, p, prompt=prompt)) for r, p in zip(rows, passes, strict=True)]
+    assert model.by_depth(rows, first, further, context=context, prompt=prompt) == expected
+    assert model.reading(first) == model.predict_phases(StepShape(0, 0, (first,))).speculate
 
 
 @given(shapes, st.floats(0.0, 2.0))

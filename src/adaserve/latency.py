@@ -12,7 +12,7 @@ import json
 import math
 import os
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -254,17 +254,40 @@ class LatencyModel:
         return self.profile.baseline_ms_per_token / 1e3
 
     @property
+    def longest(self) -> int:
+        """Rows of the longest pass of the target that was measured; of longer ones the prediction is a guess."""
+        return max(self.profile.verify_ms_by_rows)
+
+    @property
     def error(self) -> float:
         """Running mean of |predicted / measured - 1|, over about the last ERROR_WINDOW steps; 0 before the first."""
         return self._error
 
     def predict(self, shape: StepShape) -> float:
         """Predicted seconds of a step of this shape."""
-        return self._speculate(shape) + self._verify_seconds(shape) + self._overhead
+        return self._speculate(shape) + self._verify_of(shape) + self._overhead
 
     def predict_phases(self, shape: StepShape) -> Prediction:
         """Predicted seconds of a step of this shape, by phase."""
-        return Prediction(self._speculate(shape), self._verify_seconds(shape), self._overhead)
+        return Prediction(self._speculate(shape), self._verify_of(shape), self._overhead)
+
+    def by_depth(self, rows: Sequence[int], first: int, further: int, *, context: int = 0, prompt: int = 0) -> list[float]:
+        """Predicted seconds of steps with 0, 1, ... passes of the draft, the context that it reads left out.
+
+        rows: of the target's pass in each of these steps. first, further: of the draft's first pass and of each later one.
+        context, prompt: as in a StepShape, the same in all steps.
+        """
+        found, draft, add = [], 0.0, self._draft(first)
+        later = self._draft_next(further)
+        for depth, computed in enumerate(rows):
+            if depth:
+                draft, add = draft + add, later
+            found.append(self._draft_factor * draft + self._verify_seconds(computed, context, prompt, depth > 0) + self._overhead)
+        return found
+
+    def reading(self, rows: int) -> float:
+        """Predicted seconds in which the draft reads so many rows in one pass."""
+        return self._draft_factor * self._draft(rows)
 
     def added(self, rows: int, most: int, unit: float, *, prompt: bool = False) -> tuple[float, ...]:
         """What 0, 1, ... `most` further rows add to a pass of the target over `rows` of them, in units of `unit` seconds.
@@ -275,10 +298,14 @@ class LatencyModel:
         scale = self._verify_factor / unit
         if not prompt:
             return tuple([scale * (c - cost[0]) for c in cost])
-        saved = [
-            _saved(c, whole, k, rows + k) for k, (c, whole) in enumerate(zip(cost, self._savings.run(rows, most), strict=True))
-        ]
-        return tuple([scale * max(0.0, c - cost[0] - s) for c, s in zip(cost, saved, strict=True)])
+        least, saved = cost[0], _saved_by(cost, self._savings.run(rows, most), rows)
+        return tuple([scale * more if (more := c - least - s) > 0.0 else 0.0 for c, s in zip(cost, saved, strict=True)])
+
+    def added_by_prompt(self, rows: int, prompt: int, unit: float) -> float:
+        """What so many rows of a prompt add to a pass over `rows` others: the last of the above."""
+        cost, whole = self._verify(rows + prompt), self._savings(rows + prompt)
+        added = cost - self._verify(rows) - _saved(cost, whole, prompt, rows + prompt)
+        return self._verify_factor / unit * max(0.0, added)
 
     def observe(self, shape: StepShape, times: PhaseTimes) -> None:
         """Learn from a measured step. Times that are not finite, or phases that took no time, teach nothing."""
@@ -311,11 +338,15 @@ class LatencyModel:
             draft = self._draft_next
         return self._draft_factor * seconds
 
-    def _verify_seconds(self, shape: StepShape) -> float:
-        rows = self._verify(shape.rows)
-        saved = _saved(rows, self._savings(shape.rows), shape.prompt, shape.rows)
-        after = self._after_draft if shape.draft_rows else 0.0
-        return self._verify_factor * (rows - saved + self._attention * shape.context + after)
+    def _verify_of(self, shape: StepShape) -> float:
+        return self._verify_seconds(shape.rows, shape.context, shape.prompt, bool(shape.draft_rows))
+
+    def _verify_seconds(self, rows: int, context: int, prompt: int, drafted: bool) -> float:
+        cost = self._verify(rows)
+        if prompt:
+            cost -= _saved(cost, self._savings(rows), prompt, rows)
+        after = self._after_draft if drafted else 0.0
+        return self._verify_factor * (cost + self._attention * context + after)
 
     def _surprise(self, ratio: float) -> float:
         return min(max(math.log(ratio), -self.CLIP), self.CLIP)
@@ -324,6 +355,13 @@ class LatencyModel:
 def _saved(cost: float, whole: float, prompt: int, rows: int) -> float:
     """What a pass of this cost saves where `prompt` of `rows` rows are a prompt's, if `whole` is saved where all but one are."""
     return min(whole, cost / 2) * min(1.0, prompt / max(1, rows - 1))
+
+
+def _saved_by(costs: Sequence[float], wholes: Sequence[float], rows: int) -> list[float]:
+    """What is saved, as above, beside `rows` rows where 0, 1, ... more are a prompt's: without a call for each."""
+    others = max(rows, 1) - 1
+    shares = [0.0, *[prompt / (others + prompt) for prompt in range(1, len(costs))]]
+    return [(w if w < c / 2 else c / 2) * share for c, w, share in zip(costs, wholes, shares, strict=True)]
 
 
 @dataclass(frozen=True)

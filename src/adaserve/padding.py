@@ -78,10 +78,14 @@ def bucket(rows: int) -> int | None:
 
 def most_nodes(padding: Padding, requests: int, prompt: int, rows: int) -> int:
     """The most nodes that may be allowed for in a pass that computes at most `rows` rows; 0 if there is no room for any."""
-    left = rows - requests - prompt
-    return max(
-        0, bisect_right(range(max(left, 0) + 1), rows, key=lambda k: padding.whole(padding.trees(requests, k, k), prompt)) - 1
-    )
+    left = max(rows - requests - prompt, 0)
+
+    def computed(nodes: int) -> int:
+        return padding.whole(padding.trees(requests, nodes, nodes), prompt)
+
+    if computed(left) <= rows:  # always so where nothing is padded
+        return left
+    return max(0, bisect_right(range(left), rows, key=computed) - 1)
 
 
 def most_prompt(padding: Padding, trees: int, prompt: int, most: int) -> int:
@@ -89,4 +93,6 @@ def most_prompt(padding: Padding, trees: int, prompt: int, most: int) -> int:
     if prompt <= 0 or most <= prompt:
         return prompt
     limit = padding.whole(trees, prompt)
+    if padding.whole(trees, prompt + 1) > limit:  # always so where nothing is padded
+        return prompt
     return prompt + bisect_right(range(prompt, most + 1), limit, key=lambda rows: padding.whole(trees, rows)) - 1

@@ -19,7 +19,7 @@ from adaserve.policy.library import make_policy
 from adaserve.policy.plus.assembly import make_plus
 from adaserve.policy.plus.parts import PlusConstants, PlusParts
 from adaserve.policy.plus.scheduling import MOST_READ, READ_ALONG, Offer, PlusScheduling, best_depth, worth
-from adaserve.policy.plus.slack import bearable, best_chunk, first_token_due, is_lost, thrifty, waited
+from adaserve.policy.plus.slack import bearable, best_chunk, first_token_due, is_lost, paying_rows, thrifty, waited
 from adaserve.policy.policy import Demand, Scene
 from adaserve.request import FinishReason, Request, RequestState, SamplingParams, Targets
 from adaserve.simulate import Machine, simulate
@@ -85,6 +85,15 @@ def test_a_chunk_brings_most_in_time_of_all_sizes(steps: list[float], strained: 
     assert all(surplus(found) >= surplus(rows) - 1e-9 for rows in range(len(costs)))
     calm = best_chunk(costs, strained, 0.0)  # no first token presses: as much as nobody feels
     assert all(share < 1e-9 or max(most, 0.0) >= costs[calm] for most, share in strained)
+
+
+@given(
+    st.integers(1, 60), st.floats(0.0, 1.0), st.floats(1e-4, 1e-2), st.integers(0, 200), st.integers(0, 200), st.floats(0.0, 4.0)
+)
+def test_no_number_of_prompt_rows_pays_better(rows: int, worth: float, unit: float, enough: int, more: int, saved: float) -> None:
+    latency = LatencyModel(replace(PROFILE, prompt_saves_ms_by_rows={1: 0.0, 64: saved}))
+    surplus = [worth * k - price for k, price in enumerate(latency.added(rows, enough + more, unit, prompt=True))]
+    assert paying_rows(latency, rows, worth, unit, enough, enough + more) == min(enough, surplus.index(max(surplus)))
 
 
 def test_lost_is_who_cannot_make_it_at_the_best_pace() -> None:
@@ -270,7 +279,10 @@ def running(name: str, tpot: float | None) -> RequestState:
 def test_many_at_once_without_a_target_are_drafted_for() -> None:
     """Nobody has a target to keep: prompts come in large pieces, and a draft that was spared them reads them after all."""
     machine, recording = Machine(profile_named("h200-32b-measured")), recording_named("smollm2-demo-t0", 0)
-    timed = [(at, replace(r, slo_class="chat")) for at, r in requests(64, 0.0, None, prompt=256, output=192)]
+    classes = ("coding", "chat", "summarization")
+    timed = [
+        (at, replace(r, slo_class=classes[i % 3])) for i, (at, r) in enumerate(requests(64, 0.0, None, prompt=256, output=192))
+    ]
     took = {name: simulate(timed, make_policy(name, PAPER), machine, recording).seconds for name in ("adaserve+", "continuous")}
     assert took["adaserve+"] < 0.95 * took["continuous"]
 

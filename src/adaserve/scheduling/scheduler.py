@@ -299,9 +299,9 @@ class Scheduler:
         rows: int,
     ) -> StepShape:
         """What the step will look like if its pass computes `rows` rows: the basis of the predicted duration t."""
-        context = sum(len(s.tokens) for s in decoding) + sum(c.start + c.length for c in chunks)
+        context = sum([len(s.tokens) for s in decoding]) + sum([c.start + c.length for c in chunks])
         draft_rows, draft_context = draft_work(drafting, catch_up, depth, width) if self._drafting.has_model else ((), 0)
-        return StepShape(rows, context, draft_rows, draft_context, sum(c.length for c in chunks))
+        return StepShape(rows, context, draft_rows, draft_context, sum([c.length for c in chunks]))
 
     def _gain(
         self, state: RequestState, tokens: tuple[int, ...], logprobs: tuple[TokenLogprobs, ...], now: float, failed: bool

@@ -2,21 +2,24 @@
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 
+from adaserve.latency import LatencyModel
 from adaserve.padding import most_prompt
 from adaserve.policy.adaptive import AdaptiveScheduling
 from adaserve.policy.plus.calibration import Calibration
 from adaserve.policy.plus.parts import PlusConstants, PlusParts
 from adaserve.policy.plus.room import Wish, best_room
-from adaserve.policy.plus.slack import bearable, best_chunk, is_lost, thrifty, waited
+from adaserve.policy.plus.slack import bearable, best_chunk, is_lost, paying_rows, thrifty, waited
 from adaserve.policy.plus.yields import Yields
 from adaserve.policy.policy import Demand, RowShare, Scene
 from adaserve.request import Request, RequestState
 from adaserve.step import READY_LAG, StepOutcome, StepShape
 from adaserve.tree import MAX_NODES
 
+AT_FIRST = 32
+"""Prompt rows whose costs are looked at first: where rows take long, no more fit into a step."""
 OFFERED = 64
 """Most prompt rows beside which depths are compared."""
 READ_ALONG = 64
@@ -95,29 +98,32 @@ class PlusScheduling:
         scene, fixed = demand.scene, self._paper.share(demand)
         if scene is None:
             return fixed
-        lost = self._lost(scene) if self._parts.attaining else frozenset()
+        context = sum([len(s.tokens) for s in scene.decoding])
+        lost = self._lost(scene, context) if self._parts.attaining else frozenset()
         # Time that drafts for them take is taken from others, if there are any.
         spared = lost if scene.backlog or scene.waiting or len(lost) < len(scene.decoding) else frozenset()
         aim = self._constants.pace if self._parts.attaining else 1.0
-        drafting = sum(s.request.id not in spared for s in scene.decoding)
+        drafting = _others(scene.decoding, spared)
         depth, width, price = fixed.depth, fixed.width, None
         if self._parts.priced:
             width = self._width(drafting) if self._paper.fixed_width is None else width
-            prompt = min(sum(len(s.tokens) - s.computed for s in scene.backlog), OFFERED)
+            prompt = min(demand.prompt, OFFERED)
             offers, price = self._offers(scene, drafting, width, prompt), self._yields.seconds_per_token
             if scene.decoding:
                 price = worth(offers, price, bool(scene.backlog or scene.waiting))
                 if self._paper.fixed_depth is None:
                     depth = best_depth(offers, price)
-                    if depth and (unread := self._unread(scene, drafting, width, aim)):
+                    if depth and (unread := self._unread(scene, context, offers, prompt, drafting, width, aim)):
                         spared |= unread
-                        drafting = sum(s.request.id not in spared for s in scene.decoding)
-                        depth = best_depth(self._offers(scene, drafting, width, prompt), price)
+                        drafting = _others(scene.decoding, spared)
+                        depth = best_depth(self._offers(scene, drafting, width, prompt), price) if drafting else 0
             nodes = round(drafting * sum(self._yields.nodes[:depth]))
         else:
             nodes = max(0, fixed.budget - demand.decoding - min(fixed.prompt_rows, demand.prompt))
-        prompt_rows = self._prompt_rows(scene, lost, depth, width, nodes) if self._parts.slack_chunks else fixed.prompt_rows
-        catch_up = self._catch_up(scene, lost, spared, depth) if depth else 0
+        prompt_rows = fixed.prompt_rows
+        if self._parts.slack_chunks:
+            prompt_rows = self._prompt_rows(scene, demand.prompt, context, lost, depth, width, nodes)
+        catch_up = self._catch_up(scene, context, lost, spared, depth) if depth else 0
         if price is None:
             return RowShare(True, prompt_rows, fixed.budget, depth, width, pace=aim, lost=lost, spared=spared, catch_up=catch_up)
         prompt, most = min(prompt_rows, demand.prompt), 0
@@ -159,8 +165,8 @@ class PlusScheduling:
                 return True
         if targets.tpot is None:
             return False
-        newcomer = RequestState(request, list(request.prompt))
-        return self._swiftest(replace(scene, decoding=[*scene.decoding, newcomer])) > targets.tpot
+        context = sum([len(s.tokens) for s in scene.decoding]) + prompt
+        return self._swiftest(scene, len(scene.decoding) + 1, context) > targets.tpot
 
     def _width(self, drafting: int) -> int:
         if not self._parts.trees:
@@ -168,42 +174,42 @@ class PlusScheduling:
         c = self._constants
         return max(1, min(c.width_max, c.draft_rows // max(drafting, 1), MAX_NODES // max(self.deepest, 1)))
 
-    def _lost(self, scene: Scene) -> frozenset[str]:
-        plain = scene.latency.predict(StepShape(len(scene.decoding), sum(len(s.tokens) for s in scene.decoding)))
+    def _lost(self, scene: Scene, context: int) -> frozenset[str]:
+        """Who cannot attain any more. context: tokens of those who decode, here and below."""
+        plain = scene.latency.predict(StepShape(len(scene.decoding), context))
         doubtful = [s for s in scene.decoding if is_lost(s, scene.now, plain)]
         if not doubtful:  # nobody is lost who attains without drafts
             return frozenset()
-        best = self._swiftest(scene)
+        best = self._swiftest(scene, len(scene.decoding), context)
         return frozenset([s.request.id for s in doubtful if is_lost(s, scene.now, best)])
 
-    def _swiftest(self, scene: Scene) -> float:
+    def _swiftest(self, scene: Scene, decoding: int, context: int) -> float:
         """Seconds a token for a request that is drafted for alone, beside the others' roots: as fast as it can still become."""
-        rows, context, gain, nodes = len(scene.decoding), sum(len(s.tokens) for s in scene.decoding), 1.0, 0.0
-        trees = scene.padding.trees
-        best = scene.latency.predict(StepShape(trees(rows, 0, 0), context))
-        for k in range(self.deepest):
-            gain += self._yields.accepted[k]
-            nodes += self._yields.nodes[k]
-            computed = trees(rows, round(nodes), round(nodes))
-            best = min(best, scene.latency.predict(StepShape(computed, context, (1,) * (k + 1))) / gain)
-        return best
+        gains = list(accumulate(self._yields.accepted, initial=1.0))
+        nodes = [round(total) for total in accumulate(self._yields.nodes, initial=0.0)]
+        seconds = scene.latency.by_depth([scene.padding.trees(decoding, k, k) for k in nodes], 1, 1, context=context)
+        return min([time / gain for time, gain in zip(seconds, gains, strict=True)])
 
-    def _unread(self, scene: Scene, drafting: int, width: int, aim: float) -> frozenset[str]:
+    def _unread(
+        self, scene: Scene, context: int, offers: list[Offer], beside: int, drafting: int, width: int, aim: float
+    ) -> frozenset[str]:
         """Requests that the draft model is behind with, and need not catch up with.
 
         They attain without drafts, and until their end these save less time than reading their tokens takes.
+        offers: as made beside so many prompt rows.
         """
         behind = [s for s in (*scene.decoding, *scene.backlog) if len(s.tokens) - s.draft_computed > READY_LAG]
         if not (behind and drafting):
             return frozenset()
-        each = [offer.seconds / offer.tokens for offer in self._offers(scene, drafting, width, 0)]
+        alone = self._offers(scene, drafting, width, 0) if beside else offers
+        each = [offer.seconds / offer.tokens for offer in alone]
         saved = each[0] - min(each)
         rows, prompt = scene.padding.trees(len(scene.decoding), 0, 0), self._least if scene.backlog else 0
-        plain = scene.latency.predict(StepShape(rows + prompt, sum(len(s.tokens) for s in scene.decoding), prompt=prompt))
+        plain = scene.latency.predict(StepShape(rows + prompt, context, prompt=prompt))
 
         def unread(state: RequestState) -> bool:
             lag, tpot = len(state.tokens) - state.draft_computed, state.request.targets.tpot
-            reading = scene.latency.predict_phases(StepShape(0, 0, (lag,))).speculate
+            reading = scene.latency.reading(lag)
             if tpot is None or saved * state.remaining > reading:
                 return saved * state.remaining <= reading
             most = bearable(state, scene.now, 1.0, aim)
@@ -213,59 +219,64 @@ class PlusScheduling:
 
     def _offers(self, scene: Scene, drafting: int, width: int, prompt: int) -> list[Offer]:
         """What plain decoding and every depth of drafts are expected to bring, beside so many rows of prompts."""
-        latency, n, trees = scene.latency, len(scene.decoding), scene.padding.trees
-        found = [Offer(n, latency.predict(StepShape(trees(n, 0, 0) + prompt, 0, prompt=prompt)))]
-        tokens, nodes = float(n), 0.0
-        passes: list[int] = []
-        for k in range(self.deepest if drafting else 0):
-            tokens += drafting * self._yields.accepted[k]
-            nodes += drafting * self._yields.nodes[k]
-            passes.append(drafting * (width if k else 1))
-            computed = trees(n, round(nodes), round(nodes)) + prompt
-            found.append(Offer(tokens, latency.predict(StepShape(computed, 0, tuple(passes), prompt=prompt))))
-        return found
+        n, trees = len(scene.decoding), scene.padding.trees
+        each = zip(self._yields.accepted, self._yields.nodes, strict=True) if drafting else ()
+        tokens, nodes = [float(n)], 0.0
+        rows = [trees(n, 0, 0) + prompt]
+        for accepted, verified in each:
+            tokens.append(tokens[-1] + drafting * accepted)
+            nodes += drafting * verified
+            likely = round(nodes)
+            rows.append(trees(n, likely, likely) + prompt)
+        return list(map(Offer, tokens, scene.latency.by_depth(rows, drafting, drafting * width, prompt=prompt)))
 
-    def _prompt_rows(self, scene: Scene, lost: frozenset[str], depth: int, width: int, nodes: int) -> int:
-        """As many prompt rows as pay, and bring more first tokens in time than they make running requests late; a few always."""
+    def _prompt_rows(
+        self, scene: Scene, waiting: int, context: int, lost: frozenset[str], depth: int, width: int, nodes: int
+    ) -> int:
+        """As many prompt rows as pay, and bring more first tokens in time than they make running requests late; a few always.
+
+        waiting: prompt rows that there are.
+        """
         c = self._constants
-        waiting = sum(len(s.tokens) - s.computed for s in scene.backlog)
         if not waiting:
             return 0
         if not scene.decoding:
             return c.idle_prompt_rows
-        bound = any(self._strained(scene, lost, 0.0, 1.0))  # somebody has a target to keep
-        most, stretch = (c.prompt_rows, c.prompt_stretch) if bound else (c.idle_prompt_rows, 2 * c.prompt_stretch)
-        most = min(most, waiting)
         rows = scene.padding.trees(len(scene.decoding), nodes, nodes)
-        context = sum(len(s.tokens) for s in scene.decoding)
+        most, stretch = c.prompt_rows, c.prompt_stretch
+        if not any(self._strained(scene, lost, 0.0, 1.0)):  # nobody has a target to keep
+            most, stretch = max(most, min(c.idle_prompt_rows, scene.latency.longest - rows)), 2 * stretch
+        most = min(most, waiting)
         passes = (len(scene.decoding), *[len(scene.decoding) * width] * (depth - 1)) if depth else ()
         base = scene.latency.predict(StepShape(rows, context, passes))
-        by_price = self._worthwhile(scene, min(len(scene.decoding), nodes), most)
         least = min(most, self._least)
-        costs = scene.latency.added(rows, max(by_price, least), 1.0, prompt=True)
-        costs = tuple(accumulate(costs, max))  # what a prompt's rows save may be more than the next one costs
-        fitting = costs[: bisect_right(costs, stretch * scene.latency.baseline, hi=by_price + 1)]
+        limit = stretch * scene.latency.baseline
+        costs = _rising_costs(scene.latency, rows, min(most, max(least, AT_FIRST)))
+        if costs[-1] <= limit and len(costs) <= most:
+            costs = _rising_costs(scene.latency, rows, most)
+        fits = bisect_right(costs, limit) - 1
+        token, by_price = self._yields.seconds_per_token, max(fits, least)
+        if token is not None:
+            beside = len(scene.decoding) + min(len(scene.decoding), nodes)
+            by_price = paying_rows(scene.latency, beside, c.prompt_worth, token, by_price, most)
+        fitting = costs[: min(fits, by_price) + 1]
         strained = self._strained(scene, lost, base, 1 + sum(self._yields.accepted[:depth]))
         row_worth = waited(scene.backlog, scene.now, scene.latency.baseline) ** c.patience * len(scene.backlog) / waiting
         wished = max(best_chunk(fitting, strained, row_worth), least)
         return wished if wished == waiting else max(least, thrifty(costs, wished, c.chunk_part, c.chunk_cheap))
 
-    def _catch_up(self, scene: Scene, lost: frozenset[str], spared: frozenset[str], depth: int) -> int:
+    def _catch_up(self, scene: Scene, context: int, lost: frozenset[str], spared: frozenset[str], depth: int) -> int:
         """Rows that a draft model reads for who decodes and is behind: as far as others bear the delay."""
         lags = [len(s.tokens) - s.draft_computed for s in scene.decoding if s.request.id not in spared]
-        behind, ready = sum([lag for lag in lags if lag > READY_LAG]), sum([lag <= READY_LAG for lag in lags])
+        behind = sum([lag for lag in lags if lag > READY_LAG])
         if behind <= READ_ALONG:
             return READ_ALONG
-        latency, context = scene.latency, sum(len(s.tokens) for s in scene.decoding)
+        latency, ready = scene.latency, sum([lag <= READY_LAG for lag in lags])
         base = latency.predict(StepShape(len(scene.decoding), context, (ready,) * depth if ready else ()))
         borne = [seconds for seconds, _ in self._strained(scene, lost, base, 1 + sum(self._yields.accepted[:depth]))]
-        most = max(self._constants.catching_up * base, min(borne, default=base))
-
-        def reading(rows: int) -> float:
-            return latency.predict_phases(StepShape(0, 0, (ready + rows,))).speculate
-
+        longest = latency.reading(ready + READ_ALONG) + max(self._constants.catching_up * base, min(borne, default=base))
         rows = range(READ_ALONG, min(behind, MOST_READ) + 1)
-        return rows[max(1, bisect_right(rows, reading(READ_ALONG) + most, key=reading)) - 1]
+        return rows[max(1, bisect_right(rows, longest, key=lambda more: latency.reading(ready + more))) - 1]
 
     def _strained(self, scene: Scene, lost: frozenset[str], base: float, gain: float) -> Iterator[tuple[float, float]]:
         """What each running request can bear beside a step of `base` seconds, and how much of its way the step is."""
@@ -274,11 +285,12 @@ class PlusScheduling:
             if most is not None:
                 yield most - base, min(1.0, gain / max(1, state.remaining))
 
-    def _worthwhile(self, scene: Scene, nodes: int, most: int) -> int:
-        """The number of prompt rows with the largest surplus over what they cost beside the roots and the best `nodes` nodes."""
-        token = self._yields.seconds_per_token
-        if token is None:
-            return most
-        worth = self._constants.prompt_worth
-        prices = scene.latency.added(len(scene.decoding) + nodes, most, token, prompt=True)
-        return max(range(most + 1), key=lambda rows: worth * rows - prices[rows])
+
+def _rising_costs(latency: LatencyModel, rows: int, most: int) -> Sequence[float]:
+    """Seconds that 0, 1, ... prompt rows add, never less than fewer do: what they save may be more than the next one costs."""
+    return tuple(accumulate(latency.added(rows, most, 1.0, prompt=True), max))
+
+
+def _others(states: Sequence[RequestState], spared: frozenset[str]) -> int:
+    """How many are not among the spared."""
+    return len(states) - sum([s.request.id in spared for s in states]) if spared else len(states)

@@ -1,8 +1,10 @@
 """Slack: how long steps may take for whose sake, what first tokens are worth, and which requests cannot attain any more."""
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 
+from adaserve.latency import LatencyModel
 from adaserve.metrics import TTFT_LIMIT_PER_BASELINE
 from adaserve.request import RequestState
 
@@ -26,8 +28,7 @@ def is_lost(state: RequestState, now: float, pace: float | None) -> bool:
     tpot = state.request.targets.tpot
     if tpot is None or state.decoding_since is None or pace is None:
         return False
-    left = state.remaining
-    return now - state.decoding_since + left * pace > tpot * (state.produced - 1 + left)
+    return now - state.decoding_since + state.remaining * pace > tpot * (state.request.sampling.max_tokens - 1)
 
 
 def first_token_due(state: RequestState, baseline: float) -> float:
@@ -48,19 +49,35 @@ def waited(backlog: Sequence[RequestState], now: float, baseline: float) -> floa
 def best_chunk(costs: Sequence[float], strained: Iterable[tuple[float, float]], row_worth: float) -> int:
     """The number of prompt rows that brings most requests in time, less those that it makes late; the larger of equals.
 
-    costs: seconds that 0, 1, ... prompt rows add to the step. strained: for each running request the seconds that it can bear,
-    and what it counts if they are exceeded. row_worth: what a row counts.
+    costs: seconds that 0, 1, ... prompt rows add to the step, from 0, never falling. strained: for each running request the
+    seconds that it can bear, and what it counts if they are exceeded. row_worth: what a row counts.
     """
     order = sorted((max(seconds, 0.0), share) for seconds, share in strained)  # who is behind may be favoured and catch up
-    best, found, late, at = 0.0, 0, 0.0, 0
-    for rows, cost in enumerate(costs):
-        while at < len(order) and order[at][0] < cost:
-            late += order[at][1]
-            at += 1
+    best, found, late = 0.0, 0, 0.0
+    for seconds, share in (*order, (math.inf, 0.0)):  # as many rows as each can bear: fewer bring no more
+        rows = bisect_right(costs, seconds) - 1
         surplus = row_worth * rows - late
         if surplus >= best:
             best, found = surplus, rows
+        late += share
     return found
+
+
+def paying_rows(latency: LatencyModel, rows: int, worth: float, unit: float, enough: int, most: int) -> int:
+    """The number of prompt rows, of `most` at most, with the largest surplus beside `rows` others; `enough` for any from that on.
+
+    worth: of a prompt row, in tokens. unit: seconds that a token is worth.
+    """
+
+    def surplus(most: int) -> list[float]:
+        return [worth * k - price for k, price in enumerate(latency.added(rows, most, unit, prompt=True))]
+
+    near = surplus(enough)
+    best = max(near)
+    # Beyond an edge more rows may bring more again; mostly all of them do, if any.
+    if enough < most and (worth * most - latency.added_by_prompt(rows, most, unit) > best or max(surplus(most)) > best):
+        return enough
+    return near.index(best)
 
 
 def thrifty(costs: Sequence[float], wished: int, part: float, nearly: float) -> int:
@@ -72,6 +89,7 @@ def thrifty(costs: Sequence[float], wished: int, part: float, nearly: float) -> 
     """
     if not wished:
         return 0
-    each = {rows: costs[rows] / rows for rows in range(max(1, math.ceil(part * wished)), wished + 1)}
-    bar = nearly * min(each.values())
-    return max(rows for rows, cost in each.items() if cost <= bar)
+    sizes = range(wished, max(1, math.ceil(part * wished)) - 1, -1)
+    each = [costs[rows] / rows for rows in sizes]
+    bar = nearly * min(each)
+    return next(rows for rows, cost in zip(sizes, each, strict=True) if cost <= bar)
