@@ -98,13 +98,16 @@ class Setting:
 CROWDS = {
     64: (
         Setting("continuous", 64, 0, 1),
-        Setting("throughput", 128, None, None),
+        Setting("throughput", 256, None, None),
         Setting("throughput", 192, None, None),
+        Setting("adaserve", 256, None, None),
+        Setting("adaserve+", 256, None, None),
     ),
     128: (
         Setting("continuous", 128, 0, 1),
         Setting("throughput", 256, None, None),
         Setting("adaserve", 256, None, None),
+        Setting("adaserve+", 256, None, None),
     ),
 }
 """How so many requests at once are served; the first is plain decoding. All state a target that none can meet."""
@@ -125,7 +128,7 @@ class Bed:
             draft_rows=192,
             depth_offset=-8,
             depth_max=max(setting.depth or 0, 6),
-            prompt_rows=2048,
+            prompt_rows=4096,
             idle_prompt_rows=4096,
         )
         trees = setting.policy != "continuous"
@@ -134,7 +137,7 @@ class Bed:
             self.models,
             self.sizes,
             make_policy(setting.policy, constants, overrides),
-            profile_named("h200-32b"),
+            profile_named("h200-32b-measured"),
             clock=WallClock(),
             executor=self.executor,
             prefix_caching=False,

@@ -45,7 +45,7 @@ class PlusParts:
 
 @dataclass(frozen=True)
 class PlusConstants:
-    """The numbers of `adaserve+`; docs/method.md says how they were found.
+    """The numbers of `adaserve+`, found by benchmarks/plus_constants.py and by hand (docs/results.md).
 
     pace: share of a TPOT target that requests are steered to.
     urgency: how many other tokens a token is worth that a request needs to be on target.
@@ -70,14 +70,14 @@ class PlusConstants:
     depth_max: int = 3
     width_max: int = 3
     draft_rows: int = 32
-    prompt_worth: float = 0.5
+    prompt_worth: float = 0.7
     prompt_rows: int = 256
-    prompt_least: float = 0.5
+    prompt_least: float = 0.25
     patience: float = 5.0
     chunk_part: float = 0.5
-    chunk_cheap: float = 1.1
+    chunk_cheap: float = 1.05
     prompt_stretch: float = 2.0
     catching_up: float = 0.05
     idle_prompt_rows: int = 512
-    reading_margin: float = 1.3
+    reading_margin: float = 1.0
     reading_rows: int = 2048
