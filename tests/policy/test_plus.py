@@ -349,11 +349,11 @@ def test_refusing_is_off_unless_asked_for_and_refuses_the_hopeless_alone() -> No
 
 
 def test_prompts_do_not_trickle_where_nobody_has_slack() -> None:
-    """One request that can just make it leaves no time for prompts: a quarter of the fixed split's rows is read all the same."""
+    """One request that can just make it leaves no time for prompts: half of the fixed split's rows are read all the same."""
     late, others = decoding("a", produced=7, tpot=0.010), [decoding(f"{i}") for i in range(50)]
     scene = Scene(0.060, [late, *others], [waiting("b", prompt=200)], 0, LatencyModel(PROFILE), Unpadded())
     rows = []
     for constants in (PlusConstants(), PlusConstants(prompt_least=0.0)):
         share = make_plus("p", PAPER, PlusParts(), constants).scheduling.share(Demand(51, 200, scene))
         rows.append(share.prompt_rows)
-    assert rows[0] == PAPER.prompt_rows // 4 > 2 * rows[1]
+    assert rows[0] == PAPER.prompt_rows // 2 > 2 * rows[1]

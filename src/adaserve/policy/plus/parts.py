@@ -72,7 +72,7 @@ class PlusConstants:
     draft_rows: int = 32
     prompt_worth: float = 0.7
     prompt_rows: int = 256
-    prompt_least: float = 0.25
+    prompt_least: float = 0.5
     patience: float = 5.0
     chunk_part: float = 0.5
     chunk_cheap: float = 1.05
