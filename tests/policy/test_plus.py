@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from adaserve.errors import InvalidConfig
 from adaserve.executor.acceptance import Recording
 from adaserve.executor.shipped import profile_named, recording_named
-from adaserve.latency import LatencyModel, Profile
+from adaserve.latency import LatencyModel
 from adaserve.metrics import TTFT_LIMIT_PER_BASELINE, summarize
 from adaserve.padding import Unpadded
 from adaserve.policy.adaptive import Constants
@@ -21,6 +21,7 @@ from adaserve.policy.plus.parts import PlusConstants, PlusParts
 from adaserve.policy.plus.scheduling import MOST_READ, READ_ALONG, Offer, PlusScheduling, best_depth, worth
 from adaserve.policy.plus.slack import bearable, best_chunk, first_token_due, is_lost, paying_rows, thrifty, waited
 from adaserve.policy.policy import Demand, Scene
+from adaserve.profile import Profile
 from adaserve.request import FinishReason, Request, RequestState, SamplingParams, Targets
 from adaserve.simulate import Machine, simulate
 from adaserve.step import StepShape
