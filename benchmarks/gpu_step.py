@@ -39,10 +39,10 @@ from adaserve.attention.paged import attend
 from adaserve.attention.tiling import tile
 from adaserve.clock import WallClock
 from adaserve.executor.device import DeviceExecutor
-from adaserve.latency import budget_from
 from adaserve.measure import measure_profile
 from adaserve.models.config import ModelConfig
 from adaserve.models.decoder import Decoder
+from adaserve.profile import budget_from
 from adaserve.request import SamplingParams
 from adaserve.runtime.batch import TAIL_ROWS, ForwardBatch
 from adaserve.runtime.passes import Passes

@@ -15,10 +15,10 @@ from adaserve.bench.runs import Point, Run, RunStore
 from adaserve.bench.source import WorkloadSource
 from adaserve.clock import WallClock
 from adaserve.executor.shipped import recording_named
-from adaserve.latency import Profile
 from adaserve.policy.library import WITHOUT, Overrides, make_policy
 from adaserve.policy.plus.parts import PlusConstants, PlusParts
 from adaserve.policy.policy import Policy
+from adaserve.profile import Profile
 from adaserve.simulate import Machine, SimulatedRunner, constants_for, described
 from adaserve.step import Order
 from adaserve.workload import DEMO_MIX, Trace

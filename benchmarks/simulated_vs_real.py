@@ -28,7 +28,7 @@ from adaserve.bench.recorded_run import RecordedRun
 from adaserve.build import load_parts
 from adaserve.cli.options import add_engine_options, engine_config
 from adaserve.executor.shipped import recording_named
-from adaserve.latency import Profile
+from adaserve.profile import Profile
 
 
 def main() -> None:

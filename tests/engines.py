@@ -9,13 +9,13 @@ import torch
 from adaserve.assembly import Models, Sizes, assemble_engine, make_executor
 from adaserve.clock import WallClock
 from adaserve.engine import Engine
-from adaserve.latency import Profile
 from adaserve.metrics import RequestResult
 from adaserve.models.random import noisy_copy, random_weights, tiny_config
 from adaserve.models.weights import assemble
 from adaserve.policy.adaptive import Constants
 from adaserve.policy.library import Overrides, make_policy
 from adaserve.policy.policy import Policy
+from adaserve.profile import Profile
 from adaserve.request import Request, SamplingParams, Targets
 from tests.captures import Replaying
 

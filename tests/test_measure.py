@@ -7,8 +7,8 @@ from adaserve.assembly import Sizes, make_executor
 from adaserve.bench.tune import Score, Trial, grid, halving, sample
 from adaserve.clock import WallClock
 from adaserve.executor.profiler import EDGES
-from adaserve.latency import Profile
 from adaserve.measure import measure_profile
+from adaserve.profile import Profile
 from adaserve.request import SamplingParams
 from adaserve.tree import MAX_NODES
 from tests.engines import PROFILE, SMALL, Setting, engine_for, random_requests, tiny_models

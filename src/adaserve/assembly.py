@@ -14,10 +14,11 @@ from adaserve.executor.check import TreeCheck
 from adaserve.executor.device import DeviceExecutor
 from adaserve.executor.executor import Executor
 from adaserve.kernels.gpu import KERNEL_DTYPES, choose_library
-from adaserve.latency import LatencyModel, Profile
+from adaserve.latency import LatencyModel
 from adaserve.models.decoder import Decoder
 from adaserve.pages import PagePool
 from adaserve.policy.policy import Policy
+from adaserve.profile import Profile
 from adaserve.runtime.batch import TAIL_ROWS
 from adaserve.runtime.capture import Capture, GraphCapture, Plainly
 from adaserve.runtime.passes import GraphPasses, Passes, PlainPasses

@@ -17,7 +17,6 @@ from adaserve.engine import Engine
 from adaserve.errors import InvalidConfig
 from adaserve.executor.executor import Executor
 from adaserve.kernels.native import native_status
-from adaserve.latency import Profile
 from adaserve.measure import measure_profile
 from adaserve.models.decoder import Decoder
 from adaserve.models.load import load_decoder, load_draft
@@ -28,6 +27,7 @@ from adaserve.policy.adaptive import Constants
 from adaserve.policy.library import Overrides, make_policy
 from adaserve.policy.memory import load_memory, save_memory
 from adaserve.policy.policy import Policy
+from adaserve.profile import Profile
 from adaserve.runtime.batch import TAIL_ROWS
 from adaserve.step import Order
 from adaserve.tuning import load_constants, machine_constants

@@ -11,10 +11,10 @@ from adaserve.engine import Engine
 from adaserve.errors import InvalidModel
 from adaserve.executor.executor import Executor
 from adaserve.executor.profiler import Profiler
-from adaserve.latency import Profile
 from adaserve.padding import GraphPadding
 from adaserve.policy.adaptive import Constants
 from adaserve.policy.library import make_policy
+from adaserve.profile import Profile
 from adaserve.request import Request, SamplingParams, Targets
 
 

@@ -22,12 +22,13 @@ from adaserve.errors import InvalidConfig
 from adaserve.executor.acceptance import Recording, digest
 from adaserve.executor.simulated import SimulatedExecutor
 from adaserve.executor.truth import Truth, drawn_residuals, recorded_residuals
-from adaserve.latency import LatencyModel, Profile, budget_from
+from adaserve.latency import LatencyModel
 from adaserve.metrics import RequestResult
 from adaserve.padding import GraphPadding, Unpadded
 from adaserve.pages import PagePool
 from adaserve.policy.adaptive import Constants
 from adaserve.policy.policy import Policy
+from adaserve.profile import Profile, budget_from
 from adaserve.request import SLO, Request, SamplingParams
 from adaserve.scheduling.scheduler import Drafting, Scheduler
 from adaserve.tuning import TUNINGS, load_constants

@@ -7,10 +7,10 @@ from pathlib import Path
 from adaserve.config import EngineConfig
 from adaserve.devices import device_of
 from adaserve.errors import InvalidConfig
-from adaserve.latency import Profile, budget_from
 from adaserve.models.registry import KNOWN
 from adaserve.pair import tuning_path
 from adaserve.policy.adaptive import Constants
+from adaserve.profile import Profile, budget_from
 
 TUNINGS = Path(__file__).parent / "data" / "tuning"
 """Shipped constants: MODEL-DEVICE.json for known models, PROFILE.json for simulated machines."""

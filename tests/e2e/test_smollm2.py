@@ -9,9 +9,9 @@ import pytest
 from adaserve.build import Parts, load_parts
 from adaserve.config import EngineConfig
 from adaserve.errors import ModelNotFound
-from adaserve.latency import Profile
 from adaserve.models.pull import pull
 from adaserve.policy.adaptive import Constants
+from adaserve.profile import Profile
 from adaserve.request import Request, SamplingParams, Targets
 from adaserve.workload.prompts import prompts
 from tests.engines import PROFILE, Run, run

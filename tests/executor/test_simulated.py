@@ -10,9 +10,9 @@ from adaserve.clock import VirtualClock
 from adaserve.executor.acceptance import Recording
 from adaserve.executor.simulated import SimulatedExecutor
 from adaserve.executor.truth import Truth, drawn_residuals
-from adaserve.latency import Profile
 from adaserve.padding import Unpadded
 from adaserve.policy.selection import SloSelection
+from adaserve.profile import Profile
 from adaserve.purse import Purse
 from adaserve.request import SamplingParams
 from adaserve.speculation.verifier import verify

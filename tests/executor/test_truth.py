@@ -7,7 +7,8 @@ import pytest
 
 from adaserve.errors import InvalidConfig
 from adaserve.executor.truth import Truth, drawn_residuals, recorded_residuals
-from adaserve.latency import LatencyModel, Profile
+from adaserve.latency import LatencyModel
+from adaserve.profile import Profile
 from adaserve.step import StepShape
 
 PROFILE = Profile("test", {1: 10.0, 64: 20.0}, 0.1, {1: 1.0, 64: 2.0}, 0.01, 0.5, 0.1, 10.0)

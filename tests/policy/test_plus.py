@@ -11,16 +11,17 @@ from hypothesis import strategies as st
 from adaserve.errors import InvalidConfig
 from adaserve.executor.acceptance import Recording
 from adaserve.executor.shipped import profile_named, recording_named
-from adaserve.latency import LatencyModel, Profile
+from adaserve.latency import LatencyModel
 from adaserve.metrics import TTFT_LIMIT_PER_BASELINE, summarize
 from adaserve.padding import Unpadded
 from adaserve.policy.adaptive import Constants
 from adaserve.policy.library import make_policy
 from adaserve.policy.plus.assembly import make_plus
 from adaserve.policy.plus.parts import PlusConstants, PlusParts
-from adaserve.policy.plus.scheduling import MOST_READ, READ_ALONG, Offer, PlusScheduling, best_depth, worth
+from adaserve.policy.plus.scheduling import MOST_READ, READ_ALONG, PlusScheduling
 from adaserve.policy.plus.slack import bearable, best_chunk, first_token_due, is_lost, paying_rows, thrifty, waited
 from adaserve.policy.policy import Demand, Scene
+from adaserve.profile import Profile
 from adaserve.request import FinishReason, Request, RequestState, SamplingParams, Targets
 from adaserve.simulate import Machine, simulate
 from adaserve.step import StepShape
@@ -196,30 +197,6 @@ def test_who_is_lost_needs_nothing_in_a_step() -> None:
         busy.record(outcome(plan), float(now))
         needs += plan.need
     assert needs and not any(needs)
-
-
-@given(st.lists(st.tuples(st.floats(0.5, 50.0), st.floats(1e-3, 1.0)), min_size=1, max_size=7))
-def test_where_time_is_worth_its_best_use_that_use_is_made_of_it(made: list[tuple[float, float]]) -> None:
-    """With a token worth what one takes at best, the depth with the most tokens a second has the largest surplus."""
-    offers = [Offer(tokens, seconds) for tokens, seconds in made]
-    best = min(offer.seconds / offer.tokens for offer in offers)
-    found = offers[best_depth(offers, best)]
-    assert found.seconds / found.tokens == pytest.approx(best, rel=1e-9)
-    assert offers[best_depth(offers, 1e9)].tokens == pytest.approx(max(offer.tokens for offer in offers))  # time costs nothing
-
-
-OFFERS = st.lists(st.builds(Offer, st.floats(1.0, 50.0), st.floats(1e-3, 1.0)), min_size=1, max_size=7)
-
-
-@given(OFFERS, st.one_of(st.none(), st.floats(1e-4, 1.0)), st.booleans())
-def test_no_token_is_dearer_than_in_plain_decoding(offers: list[Offer], late: float | None, wanted: bool) -> None:
-    """And where nobody waits for the time, none is cheaper than by its best use."""
-    each = [offer.seconds / offer.tokens for offer in offers]
-    price = worth(offers, late, wanted)
-    assert price <= each[0]
-    assert wanted or price >= min(each)
-    if late is not None and (wanted or late >= min(each)):
-        assert price == min(late, each[0])
 
 
 @given(st.lists(st.floats(0.01, 1.0), min_size=1, max_size=60), st.integers(0, 60))

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaserve.latency import Profile
 from adaserve.policy.adaptive import Constants
 from adaserve.policy.plus.admission import LATE_TURN, DueQueue, due_first
 from adaserve.policy.plus.assembly import make_plus
 from adaserve.policy.plus.parts import PlusConstants, PlusParts
+from adaserve.profile import Profile
 from adaserve.request import RequestState, Targets
 from adaserve.simulate import Machine, simulate
 from tests.policy.test_plus import requests

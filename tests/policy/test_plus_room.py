@@ -6,10 +6,11 @@ from itertools import accumulate, pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaserve.latency import LatencyModel, Profile
+from adaserve.latency import LatencyModel
 from adaserve.padding import GraphPadding, Unpadded
 from adaserve.policy.plus.room import Room, Wish, best_room
 from adaserve.policy.plus.yields import Yields
+from adaserve.profile import Profile
 from adaserve.step import Drafted, StepOutcome
 from tests.scheduling.steps import outcome, request, scheduler
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaserve.latency import Profile
 from adaserve.policy.urgency import Urgency, UrgentTurns
+from adaserve.profile import Profile
 from adaserve.request import RequestState
 from tests.engines import PROFILE
 from tests.scheduling.steps import decoding, names, request, scheduler, step, waiting

@@ -2,12 +2,13 @@
 
 import random
 
-from adaserve.latency import LatencyModel, Profile
+from adaserve.latency import LatencyModel
 from adaserve.padding import Padding, Unpadded
 from adaserve.pages import PagePool
 from adaserve.policy.adaptive import Constants
 from adaserve.policy.library import Overrides, make_policy
 from adaserve.policy.policy import Policy
+from adaserve.profile import Profile
 from adaserve.request import Request, RequestState, SamplingParams, Targets
 from adaserve.scheduling.scheduler import Drafting, Progress, Scheduler
 from adaserve.step import Drafted, PhaseTimes, StepOutcome, StepPlan, StepShape

@@ -6,8 +6,8 @@ from pathlib import Path
 import tokenizers
 from safetensors.torch import save_file
 
-from adaserve.latency import Profile
 from adaserve.models.random import random_weights, tiny_config
+from adaserve.profile import Profile
 
 TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"

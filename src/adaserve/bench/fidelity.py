@@ -8,9 +8,10 @@ from statistics import fmean, median
 from adaserve.bench.recorded_run import Figures, RecordedRun
 from adaserve.executor.acceptance import RecordedOutput, Recording, join
 from adaserve.executor.recorder import recorded_output
-from adaserve.latency import LatencyModel, Profile
+from adaserve.latency import LatencyModel
 from adaserve.models.decoder import Decoder
 from adaserve.policy.policy import Policy
+from adaserve.profile import Profile
 from adaserve.request import Request
 from adaserve.simulate import Machine, simulate
 

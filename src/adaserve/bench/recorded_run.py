@@ -9,8 +9,9 @@ from typing import Any
 from adaserve.bench.replay import Replay
 from adaserve.engine import StepReport
 from adaserve.errors import InvalidConfig
-from adaserve.latency import LatencyModel, Profile
+from adaserve.latency import LatencyModel
 from adaserve.metrics import RequestResult, percentile_ms, share
+from adaserve.profile import Profile
 from adaserve.request import Request, SamplingParams, Targets
 from adaserve.step import StepShape
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 
 from adaserve.bench.replay import Replay, replay
 from adaserve.engine import Engine
-from adaserve.latency import Profile
 from adaserve.metrics import summarize
 from adaserve.policy.adaptive import Constants
+from adaserve.profile import Profile
 from adaserve.request import Request
 
 

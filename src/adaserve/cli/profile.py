@@ -11,7 +11,7 @@ from pathlib import Path
 from adaserve.build import load_parts
 from adaserve.cli.checks import check_writable
 from adaserve.cli.options import add_engine_options, engine_config
-from adaserve.latency import Profile
+from adaserve.profile import Profile
 from adaserve.tuning import machine_constants
 
 EXAMPLES = """examples:

@@ -8,7 +8,7 @@ import numpy as np
 from adaserve.errors import InvalidConfig
 from adaserve.executor.acceptance import Recording
 from adaserve.executor.synthetic import resample
-from adaserve.latency import Profile
+from adaserve.profile import Profile
 
 DATA = Path(__file__).parent.parent / "data"
 PROFILES, RECORDINGS = DATA / "profiles", DATA / "acceptance"

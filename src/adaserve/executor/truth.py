@@ -9,7 +9,8 @@ from itertools import cycle
 import numpy as np
 
 from adaserve.errors import InvalidConfig
-from adaserve.latency import LatencyModel, Profile
+from adaserve.latency import LatencyModel
+from adaserve.profile import Profile
 from adaserve.step import PhaseTimes, StepShape
 
 

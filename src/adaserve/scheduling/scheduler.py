@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from adaserve.latency import LatencyModel
-from adaserve.padding import Padding, most_nodes
+from adaserve.padding import Padding
 from adaserve.pages import PagePool
 from adaserve.policy.policy import Demand, Policy, RowShare, Scene
 from adaserve.request import FinishReason, Request, RequestState
@@ -18,17 +18,8 @@ from adaserve.scheduling.drafting import Drafting, slot_of
 from adaserve.scheduling.gains import drafted_and_read, first_stop
 from adaserve.scheduling.ledger import PageLedger
 from adaserve.scheduling.need import need
-from adaserve.step import (
-    Chunk,
-    Limits,
-    PageGrant,
-    Placement,
-    StepOutcome,
-    StepPlan,
-    StepShape,
-    TokenLogprobs,
-    draft_work,
-)
+from adaserve.scheduling.sizing import Sizing
+from adaserve.step import Limits, PageGrant, Placement, StepOutcome, StepPlan, StepShape, TokenLogprobs
 
 __all__ = ["Drafting", "Progress", "Scheduler"]
 
@@ -64,8 +55,8 @@ class Scheduler:
         self._policy = policy
         self._latency = latency
         self._ledger = PageLedger(pages, reuse_prefixes)
-        self._drafting = drafting
         self._padding = padding
+        self._sizing = Sizing(drafting, latency, padding)
         self._runs_ahead = runs_ahead
         self._promised = False  # by the last plan: that this one decodes plainly, and nothing else
         self._slots = list(range(slots))
@@ -137,31 +128,7 @@ class Scheduler:
         if not decoding and not chunks:
             assert not line, f"the policy {self._policy.name} lets nobody run"
             return None
-        prompt_rows = sum(c.length for c in chunks)
-        nodes = max(0, share.budget - len(decoding) - prompt_rows)
-        room = tuple([0 if s.request.id in share.spared else min(s.remaining - 1, share.depth) for s in decoding])
-        drafting: list[Chunk | None] = [None] * len(decoding)
-        catch_up: list[Chunk] = []
-        if share.depth:
-            along = [c for c in chunks if self._running[c.slot].request.id not in share.spared]
-            reading = max(share.prompt_rows, share.catch_up)
-            drafting, catch_up = self._drafting.work(decoding, room, along, self._running, reading)
-        # Nobody drafts deeper than anybody can use, nor for a budget that prompts have spent.
-        depth = max((most for chunk, most in zip(drafting, room, strict=True) if chunk is not None), default=0) if nodes else 0
-        drafts = len(drafting) - drafting.count(None)
-        proposed = drafts * self._drafting.nodes(depth, share.width)
-        if nodes < proposed:  # the budget says how many, so padding counts
-            nodes = most_nodes(self._padding, len(decoding), prompt_rows, share.budget)
-        fitting = min(nodes, proposed)
-        likely = fitting if share.nodes is None else min(fitting, share.nodes)
-        trees = self._padding.trees(len(decoding), likely, fitting)
-        shape = self._shape(decoding, chunks, drafting, catch_up, depth, share.width, self._padding.whole(trees, prompt_rows))
-        predicted = self._latency.predict(shape)
-        price: tuple[float, ...] = ()
-        if share.token_price is not None:
-            nodes = fitting
-            if not self._padding.pays_for_room:  # else all that fits is paid for
-                price = self._latency.added(len(decoding) + prompt_rows, nodes, share.token_price)
+        size = self._sizing.size(share, decoding, chunks, self._running)
         released, self._released = tuple(self._released), []
         self._promised = again
         return StepPlan(
@@ -169,16 +136,16 @@ class Scheduler:
             placed=tuple(placed),
             grants=tuple(grants.values()),
             decoding=tuple([slot_of(s) for s in decoding]),
-            need=tuple([0.0 if s.request.id in share.lost else need(s, now, predicted, share.pace) for s in decoding]),
-            room=room,
+            need=tuple([0.0 if s.request.id in share.lost else need(s, now, size.predicted, share.pace) for s in decoding]),
+            room=size.room,
             temperature=tuple([s.request.sampling.temperature for s in decoding]),
-            drafting=tuple(drafting),
+            drafting=size.drafting,
             chunks=tuple(chunks),
-            catch_up=tuple(catch_up),
-            limits=Limits(nodes, self._policy.per_request, depth, self._policy.order, price),
-            depth=depth,
+            catch_up=size.catch_up,
+            limits=Limits(size.nodes, self._policy.per_request, size.depth, self._policy.order, size.price),
+            depth=size.depth,
             width=share.width,
-            predicted=predicted,
+            predicted=size.predicted,
             coupled=self._policy.coupled,
             again=again,
         )
@@ -287,21 +254,6 @@ class Scheduler:
             )
             grants[slot] = PageGrant(slot, 0, tuple(state.pages))
         return placed
-
-    def _shape(
-        self,
-        decoding: list[RequestState],
-        chunks: list[Chunk],
-        drafting: list[Chunk | None],
-        catch_up: list[Chunk],
-        depth: int,
-        width: int,
-        rows: int,
-    ) -> StepShape:
-        """What the step will look like if its pass computes `rows` rows: the basis of the predicted duration t."""
-        context = sum([len(s.tokens) for s in decoding]) + sum([c.start + c.length for c in chunks])
-        draft_rows, draft_context = draft_work(drafting, catch_up, depth, width) if self._drafting.has_model else ((), 0)
-        return StepShape(rows, context, draft_rows, draft_context, sum([c.length for c in chunks]))
 
     def _gain(
         self, state: RequestState, tokens: tuple[int, ...], logprobs: tuple[TokenLogprobs, ...], now: float, failed: bool

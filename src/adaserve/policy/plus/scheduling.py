@@ -2,13 +2,13 @@
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 
 from adaserve.latency import LatencyModel
 from adaserve.padding import most_prompt
 from adaserve.policy.adaptive import AdaptiveScheduling
 from adaserve.policy.plus.calibration import Calibration
+from adaserve.policy.plus.offers import Offer, best_depth, offers_of, worth
 from adaserve.policy.plus.parts import PlusConstants, PlusParts
 from adaserve.policy.plus.room import Wish, best_room
 from adaserve.policy.plus.slack import bearable, best_chunk, is_lost, paying_rows, thrifty, waited
@@ -26,34 +26,6 @@ READ_ALONG = 64
 """Rows that a draft model that is behind reads in any case."""
 MOST_READ = 2048
 """Most of them."""
-
-
-@dataclass(frozen=True)
-class Offer:
-    """A step that could be made: expected tokens of all requests, and how long it takes."""
-
-    tokens: float
-    seconds: float
-
-
-def worth(offers: Sequence[Offer], late: float | None, wanted: bool) -> float:
-    """Seconds that a token is worth: as many as one took of late, for as much could be had of them elsewhere.
-
-    Never more than one takes now in plain decoding, the first of the offers: to pay more is to be slower. And where nobody else
-    waits for the time, what was cheap in the last crowd is no measure: then no less than one takes by the best of the offers.
-    late: None where nothing is known yet. wanted: whether somebody waits.
-    """
-    each = [offer.seconds / max(1.0, offer.tokens) for offer in offers]
-    found = each[0] if late is None else min(late, each[0])
-    return found if wanted else max(found, min(each))
-
-
-def best_depth(offers: Sequence[Offer], price: float) -> int:
-    """The depth with the largest surplus of tokens over what the time is worth; offers: by depth, plain decoding first.
-
-    price: seconds that a token is worth. Of equals the least.
-    """
-    return max(range(len(offers)), key=lambda k: offers[k].tokens * price - offers[k].seconds)
 
 
 class PlusScheduling:
@@ -108,7 +80,7 @@ class PlusScheduling:
         if self._parts.priced:
             width = self._width(drafting) if self._paper.fixed_width is None else width
             prompt = min(demand.prompt, OFFERED)
-            offers, price = self._offers(scene, drafting, width, prompt), self._yields.seconds_per_token
+            offers, price = offers_of(scene, self._yields, drafting, width, prompt), self._yields.seconds_per_token
             if scene.decoding:
                 price = worth(offers, price, bool(scene.backlog or scene.waiting))
                 if self._paper.fixed_depth is None:
@@ -116,7 +88,7 @@ class PlusScheduling:
                     if depth and (unread := self._unread(scene, context, offers, prompt, drafting, width, aim)):
                         spared |= unread
                         drafting = _others(scene.decoding, spared)
-                        depth = best_depth(self._offers(scene, drafting, width, prompt), price) if drafting else 0
+                        depth = best_depth(offers_of(scene, self._yields, drafting, width, prompt), price) if drafting else 0
             nodes = round(drafting * sum(self._yields.nodes[:depth]))
         else:
             nodes = max(0, fixed.budget - demand.decoding - min(fixed.prompt_rows, demand.prompt))
@@ -201,7 +173,7 @@ class PlusScheduling:
         behind = [s for s in (*scene.decoding, *scene.backlog) if len(s.tokens) - s.draft_computed > READY_LAG]
         if not (behind and drafting):
             return frozenset()
-        alone = self._offers(scene, drafting, width, 0) if beside else offers
+        alone = offers_of(scene, self._yields, drafting, width, 0) if beside else offers
         each = [offer.seconds / offer.tokens for offer in alone]
         saved = each[0] - min(each)
         rows, prompt = scene.padding.trees(len(scene.decoding), 0, 0), self._least if scene.backlog else 0
@@ -216,19 +188,6 @@ class PlusScheduling:
             return plain <= (aim * tpot if most is None else most)
 
         return frozenset([s.request.id for s in behind if unread(s)])
-
-    def _offers(self, scene: Scene, drafting: int, width: int, prompt: int) -> list[Offer]:
-        """What plain decoding and every depth of drafts are expected to bring, beside so many rows of prompts."""
-        n, trees = len(scene.decoding), scene.padding.trees
-        each = zip(self._yields.accepted, self._yields.nodes, strict=True) if drafting else ()
-        tokens, nodes = [float(n)], 0.0
-        rows = [trees(n, 0, 0) + prompt]
-        for accepted, verified in each:
-            tokens.append(tokens[-1] + drafting * accepted)
-            nodes += drafting * verified
-            likely = round(nodes)
-            rows.append(trees(n, likely, likely) + prompt)
-        return list(map(Offer, tokens, scene.latency.by_depth(rows, drafting, drafting * width, prompt=prompt)))
 
     def _prompt_rows(
         self, scene: Scene, waiting: int, context: int, lost: frozenset[str], depth: int, width: int, nodes: int
