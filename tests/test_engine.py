@@ -6,8 +6,10 @@ from dataclasses import replace
 import torch
 
 from adaserve.assembly import Models
+from adaserve.policy.library import make_policy
 from adaserve.request import FinishReason, Request, SamplingParams, Targets
-from tests.engines import Setting, engine_for, random_requests, run, tiny_models
+from adaserve.step import StepOutcome
+from tests.engines import SMALL, Setting, engine_for, random_requests, run, tiny_models
 
 LONG = [SamplingParams(max_tokens=30, temperature=0.7, ignore_eos=True)]
 
@@ -117,3 +119,24 @@ def test_a_failed_prompt_is_not_reused() -> None:
     broken[99] = weights[99]
     again = Request("again", (*shared, 7), LONG[0], Targets(), seed=1, arrived=0.0)
     assert run(engine, [again]).tokens == run(engine_for(models, Setting("adaserve")), [again]).tokens
+
+
+def test_a_policy_learns_from_every_step_once_while_the_next_one_is_verified() -> None:
+    """In order, the last one too; and what it is told includes how long scheduling took."""
+    learned: list[StepOutcome] = []
+
+    class Noted:
+        def learn(self, outcome: StepOutcome) -> None:
+            learned.append(outcome)
+
+    policy = replace(make_policy("adaserve", SMALL), learner=Noted())
+    engine = engine_for(tiny_models(), Setting("adaserve"), policy)
+    for request in random_requests(random.Random(3), 5, LONG):
+        engine.add(request)
+    made: list[StepOutcome] = []
+    while (report := engine.step()) is not None:
+        if report.outcome is not None:
+            assert learned == made
+            made.append(report.outcome)
+    assert learned == made and len(made) > 5
+    assert all(outcome.times.schedule > 0 for outcome in learned)

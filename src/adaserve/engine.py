@@ -106,6 +106,7 @@ class Engine:
         self._clock = clock
         self._baseline = baseline
         self._inbox = Inbox()
+        self._last: StepOutcome | None = None  # of the last step, which the policy has not learned from yet
 
     @property
     def clock(self) -> Clock:
@@ -141,11 +142,13 @@ class Engine:
             ended += self._scheduler.cancel(set(mail.cancelled))
         plan = self._scheduler.plan(started)
         if plan is None:
+            self._learn()
             return self._report(ended, None, (), started) if ended else None
         planned = self._clock.now()
         candidates = self._executor.speculate(plan)  # draft model: d beam steps of width w
         selected = self._executor.select(plan, candidates, self._policy.selection)  # which nodes deserve the target's time
         verdict = self._executor.verify(plan, candidates, selected.chosen)  # target: trees and prompt chunks, one pass
+        self._learn()
         slo_selected = selected.slo.sum(1).to("cpu", non_blocking=True)  # [n], on the host once commit has waited
         outcome = self._executor.commit(plan, verdict)  # keep accepted KV; tokens reach the host here
         now = self._clock.now()
@@ -154,7 +157,14 @@ class Engine:
         times = replace(outcome.times, schedule=planned - started + recorded - now)
         outcome = replace(outcome, times=times.within(recorded - started))
         self._latency.observe(outcome.shape, outcome.times)
+        self._last = outcome
         return self._report(ended + progress, outcome, tuple(slo_selected.tolist()), now)
+
+    def _learn(self) -> None:
+        """Let the policy learn from the step before, which may take it milliseconds, while the device works."""
+        last, self._last = self._last, None
+        if last is not None and self._policy.learner is not None:
+            self._policy.learner.learn(last)
 
     def _report(
         self, progress: list[Progress], outcome: StepOutcome | None, slo_selected: tuple[int, ...], now: float

@@ -161,8 +161,6 @@ class Scheduler:
         progress: list[Progress] = []
         failed = set(outcome.failed)
         drafted, read = drafted_and_read(outcome.drafted, len(plan.decoding))
-        if self._policy.learner is not None:
-            self._policy.learner.learn(outcome)
         for chunk in plan.catch_up:
             self._running[chunk.slot].draft_computed = chunk.start + chunk.length
         draws = iter(zip(outcome.first_tokens, outcome.first_logprobs, strict=True))
