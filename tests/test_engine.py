@@ -1,8 +1,10 @@
 """The engine with a real executor on tiny models: faults, cancellation, logprobs, and what a step costs in bookkeeping."""
 
 import random
+import time
 from dataclasses import replace
 
+import pytest
 import torch
 
 from adaserve.assembly import Models
@@ -121,16 +123,22 @@ def test_a_failed_prompt_is_not_reused() -> None:
     assert run(engine, [again]).tokens == run(engine_for(models, Setting("adaserve")), [again]).tokens
 
 
-def test_a_policy_learns_from_every_step_once_while_the_next_one_is_verified() -> None:
-    """In order, the last one too; and what it is told includes how long scheduling took."""
+def test_a_policy_learns_from_every_step_once_while_the_next_one_is_verified(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In order, the last one too; what it is told includes how long scheduling took, and learning itself."""
     learned: list[StepOutcome] = []
+    done: list[str] = []
 
     class Noted:
         def learn(self, outcome: StepOutcome) -> None:
             learned.append(outcome)
+            done.append("learn")
+            time.sleep(0.002)
 
     policy = replace(make_policy("adaserve", SMALL), learner=Noted())
     engine = engine_for(tiny_models(), Setting("adaserve"), policy)
+    for name in ("verify", "commit"):
+        plain = getattr(engine._executor, name)
+        monkeypatch.setattr(engine._executor, name, lambda *x, name=name, plain=plain: (done.append(name), plain(*x))[1])
     for request in random_requests(random.Random(3), 5, LONG):
         engine.add(request)
     made: list[StepOutcome] = []
@@ -139,4 +147,5 @@ def test_a_policy_learns_from_every_step_once_while_the_next_one_is_verified() -
             assert learned == made
             made.append(report.outcome)
     assert learned == made and len(made) > 5
-    assert all(outcome.times.schedule > 0 for outcome in learned)
+    assert done == ["verify", "commit", *["verify", "learn", "commit"] * (len(made) - 1), "learn"]
+    assert all(outcome.times.schedule > 0.002 for outcome in learned[1:])

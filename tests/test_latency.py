@@ -92,7 +92,8 @@ def test_a_bent_curve_stays_linear_between_its_points(curve: dict[int, float], l
         expected = cost[left] + share * (cost[left + 1] - cost[left])
         assert model.predict_phases(StepShape(rows, 0)).verify == pytest.approx(expected)
     if len(points) > 1:
-        last = max((cost[-1] - cost[-2]) / (points[-1] - points[-2]), 0.0)
+        slopes = [(cost[-1] - cost[at]) / (points[-1] - points[at]) for at in (-2, 0)]  # the last one, and of all
+        last = max(*slopes, 0.0)
         assert model.predict_phases(StepShape(points[-1] + 10, 0)).verify == pytest.approx(cost[-1] + 10 * last)
 
 

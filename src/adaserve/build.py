@@ -69,6 +69,7 @@ class BuiltEngine:
 
         Harmless when done before.
         """
+        self.engine.learn()
         if self.memory is not None and self.policy.memory is not None:
             with suppress(OSError):  # a cache that cannot be written costs nothing but the learning
                 save_memory(self.policy.memory, self.memory)

@@ -142,26 +142,28 @@ class Engine:
             ended += self._scheduler.cancel(set(mail.cancelled))
         plan = self._scheduler.plan(started)
         if plan is None:
-            self._learn()
+            self.learn()
             return self._report(ended, None, (), started) if ended else None
         planned = self._clock.now()
         candidates = self._executor.speculate(plan)  # draft model: d beam steps of width w
         selected = self._executor.select(plan, candidates, self._policy.selection)  # which nodes deserve the target's time
         verdict = self._executor.verify(plan, candidates, selected.chosen)  # target: trees and prompt chunks, one pass
-        self._learn()
+        verified = self._clock.now()
+        self.learn()  # which may take milliseconds, while a GPU works
+        learned = self._clock.now()
         slo_selected = selected.slo.sum(1).to("cpu", non_blocking=True)  # [n], on the host once commit has waited
         outcome = self._executor.commit(plan, verdict)  # keep accepted KV; tokens reach the host here
         now = self._clock.now()
         progress = self._scheduler.record(outcome, now)
         recorded = self._clock.now()
-        times = replace(outcome.times, schedule=planned - started + recorded - now)
+        times = replace(outcome.times, schedule=planned - started + learned - verified + recorded - now)
         outcome = replace(outcome, times=times.within(recorded - started))
         self._latency.observe(outcome.shape, outcome.times)
         self._last = outcome
         return self._report(ended + progress, outcome, tuple(slo_selected.tolist()), now)
 
-    def _learn(self) -> None:
-        """Let the policy learn from the step before, which may take it milliseconds, while the device works."""
+    def learn(self) -> None:
+        """Let the policy learn from the last step, if it has not yet; a step does so for the one before it."""
         last, self._last = self._last, None
         if last is not None and self._policy.learner is not None:
             self._policy.learner.learn(last)

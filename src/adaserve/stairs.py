@@ -58,9 +58,10 @@ class Stairs:
         self._settle(left - 1, left + 2)
 
     def _settle(self, begin: int, end: int) -> None:
-        """Work out the slopes from these points on: to the next one; after the last as before it, but never down."""
+        """Work out the slopes from these points on: to the next; after the last as before it or on the whole, never down."""
         last = len(self._rows) - 1
         for left in range(max(begin, 0), min(end, last)):
             self._slope[left] = (self._cost[left + 1] - self._cost[left]) / (self._rows[left + 1] - self._rows[left])
         if last > 0:
-            self._slope[last] = max(self._slope[last - 1], 0.0)
+            whole = (self._cost[last] - self._cost[0]) / (self._rows[last] - self._rows[0])
+            self._slope[last] = max(self._slope[last - 1], whole, 0.0)

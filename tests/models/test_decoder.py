@@ -1,5 +1,6 @@
 """The one decoder equals transformers' own model of every family."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,9 @@ import pytest
 import torch
 
 from adaserve.models.load import load_decoder
+from adaserve.models.random import random_weights, tiny_config
 from adaserve.models.registry import resolve
+from adaserve.models.weights import assemble
 from tests.models.checkpoints import FAMILIES, huggingface_model, run
 
 TOKENS = torch.randint(100, (20,), generator=torch.Generator().manual_seed(1)).tolist()
@@ -103,3 +106,19 @@ def test_context_is_limited_by_the_window_and_by_request(tmp_path: Path) -> None
     assert load_decoder(source, dtype=torch.float32).max_positions == 64
     assert load_decoder(source, dtype=torch.float32, positions=16).max_positions == 16
     assert load_decoder(source, dtype=torch.float32, positions=4096).max_positions == 64
+
+
+def test_what_is_compiled_at_start_waits_for_no_other_rank() -> None:
+    """Rank 0 prepares before it calls the others: a collective there would wait for ever."""
+
+    class Silent:
+        rank, size = 0, 2
+
+        def sum(self, x: torch.Tensor) -> torch.Tensor:
+            raise AssertionError("nobody else is there yet")
+
+        def join(self, x: torch.Tensor) -> torch.Tensor:
+            raise AssertionError("nobody else is there yet")
+
+    config = tiny_config()
+    replace(assemble(config, random_weights(config, 0), "target", dtype=torch.float64), group=Silent()).prepare()

@@ -2,7 +2,7 @@
 
     scores -> (+) noise -> likeliest tokens of every row -> w best extensions of all rows -> where these stand, and their tiles
 
-A step is sixty operations on a few hundred numbers, each of them a launch. Elsewhere it is made of the other kernels' twins, and
+A step is fifty operations on a few hundred numbers, each of them a launch. Elsewhere it is made of the other kernels' twins, and
 nobody calls it but tests: speculation/fused_growth.py.
 """
 

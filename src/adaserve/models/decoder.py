@@ -105,7 +105,8 @@ class Decoder:
     def prepare(self) -> None:
         """On a GPU, have all kernels but attention's compiled, so that no request waits for it."""
         self.layers[0].prepare()
-        self._embed_normed(torch.zeros(1, dtype=torch.int64, device=self.device))
+        if self.group.size == 1:  # else it is no kernel of its own, and other ranks would have to take part
+            self._embed_normed(torch.zeros(1, dtype=torch.int64, device=self.device))
         if self.fused_layers is not None:
             self.fused_layers.prepare()
 

@@ -56,7 +56,7 @@ class RowShare:
     lost: ids of requests that cannot attain any more: they need nothing in this step.
     spared: ids of requests that are not drafted for, nor their prompts read by a draft model, because nothing is gained by it.
     token_price: seconds that a token is worth: no node is verified that costs more than it promises. None: nodes are free.
-    catch_up: most rows that a draft model reads of prompts and for who decodes and is behind, if it is more than prompt_rows.
+    catch_up: most rows that a draft model reads, of prompts first and then for who decodes and is behind, if more than prompt_rows.
     """
 
     decode: bool
@@ -93,7 +93,7 @@ class Learner(Protocol):
     """Learns from every step; what a policy knows beyond the requests' states lives in one."""
 
     def learn(self, outcome: StepOutcome) -> None:
-        """Take in what a step brought, before any state changes by it."""
+        """Take in what a step brought: after the states have changed by it, when the next step is planned already."""
         ...
 
 

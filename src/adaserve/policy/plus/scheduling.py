@@ -23,7 +23,7 @@ AT_FIRST = 32
 OFFERED = 64
 """Most prompt rows beside which depths are compared."""
 READ_ALONG = 64
-"""Rows that a draft model that is behind reads in any case."""
+"""Rows that a draft model that is behind may read in any case, those of prompts among them."""
 MOST_READ = 2048
 """Most of them."""
 
@@ -203,7 +203,7 @@ class PlusScheduling:
             return c.idle_prompt_rows
         rows = scene.padding.trees(len(scene.decoding), nodes, nodes)
         most, stretch = c.prompt_rows, c.prompt_stretch
-        if not any(self._strained(scene, lost, 0.0, 1.0)):  # nobody has a target to keep
+        if not any(self._strained(scene.decoding, scene.now, lost, 0.0, 1.0)):  # nobody has a target to keep
             most, stretch = max(most, min(c.idle_prompt_rows, scene.latency.longest - rows)), 2 * stretch
         most = min(most, waiting)
         passes = (len(scene.decoding), *[len(scene.decoding) * width] * (depth - 1)) if depth else ()
@@ -219,28 +219,32 @@ class PlusScheduling:
             beside = len(scene.decoding) + min(len(scene.decoding), nodes)
             by_price = paying_rows(scene.latency, beside, c.prompt_worth, token, by_price, most)
         fitting = costs[: min(fits, by_price) + 1]
-        strained = self._strained(scene, lost, base, 1 + sum(self._yields.accepted[:depth]))
+        strained = self._strained(scene.decoding, scene.now, lost, base, 1 + sum(self._yields.accepted[:depth]))
         row_worth = waited(scene.backlog, scene.now, scene.latency.baseline) ** c.patience * len(scene.backlog) / waiting
         wished = max(best_chunk(fitting, strained, row_worth), least)
         return wished if wished == waiting else max(least, thrifty(costs, wished, c.chunk_part, c.chunk_cheap))
 
     def _catch_up(self, scene: Scene, context: int, lost: frozenset[str], spared: frozenset[str], depth: int) -> int:
-        """Rows that a draft model reads for who decodes and is behind: as far as others bear the delay."""
-        lags = [len(s.tokens) - s.draft_computed for s in scene.decoding if s.request.id not in spared]
+        """Rows that a draft model reads for who decodes and is behind: as far as who is drafted for bears the delay."""
+        drafted = [s for s in scene.decoding if s.request.id not in spared]
+        lags = [len(s.tokens) - s.draft_computed for s in drafted]
         behind = sum([lag for lag in lags if lag > READY_LAG])
         if behind <= READ_ALONG:
             return READ_ALONG
-        latency, ready = scene.latency, sum([lag <= READY_LAG for lag in lags])
+        others = [s for s, lag in zip(drafted, lags, strict=True) if lag <= READY_LAG]
+        latency, ready = scene.latency, len(others)
         base = latency.predict(StepShape(len(scene.decoding), context, (ready,) * depth if ready else ()))
-        borne = [seconds for seconds, _ in self._strained(scene, lost, base, 1 + sum(self._yields.accepted[:depth]))]
+        borne = [seconds for seconds, _ in self._strained(others, scene.now, lost, base, 1 + sum(self._yields.accepted[:depth]))]
         longest = latency.reading(ready + READ_ALONG) + max(self._constants.catching_up * base, min(borne, default=base))
         rows = range(READ_ALONG, min(behind, MOST_READ) + 1)
         return rows[max(1, bisect_right(rows, longest, key=lambda more: latency.reading(ready + more))) - 1]
 
-    def _strained(self, scene: Scene, lost: frozenset[str], base: float, gain: float) -> Iterator[tuple[float, float]]:
+    def _strained(
+        self, states: Sequence[RequestState], now: float, lost: frozenset[str], base: float, gain: float
+    ) -> Iterator[tuple[float, float]]:
         """What each running request can bear beside a step of `base` seconds, and how much of its way the step is."""
-        for state in scene.decoding:
-            most = None if state.request.id in lost else bearable(state, scene.now, gain, self._constants.pace)
+        for state in states:
+            most = None if state.request.id in lost else bearable(state, now, gain, self._constants.pace)
             if most is not None:
                 yield most - base, min(1.0, gain / max(1, state.remaining))
 
