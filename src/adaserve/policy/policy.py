@@ -56,7 +56,7 @@ class RowShare:
     lost: ids of requests that cannot attain any more: they need nothing in this step.
     spared: ids of requests that are not drafted for, nor their prompts read by a draft model, because nothing is gained by it.
     token_price: seconds that a token is worth: no node is verified that costs more than it promises. None: nodes are free.
-    catch_up: most rows that a draft model reads, of prompts first and then for who decodes and is behind, if more than prompt_rows.
+    catch_up: most rows that a draft model reads if it is more than prompt_rows: prompts first, then who decodes and is behind.
     """
 
     decode: bool
