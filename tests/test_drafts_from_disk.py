@@ -71,8 +71,10 @@ def test_what_was_learned_is_kept_between_starts(config: EngineConfig, tmp_path:
     llm, _ = answers(config, 0.0)
     memory = llm.built.policy.memory
     assert memory is not None
-    learned = memory.remembered()
+    before = memory.remembered()
     llm.close()
+    learned = memory.remembered()
+    assert learned != before, "from the last step too"
     (path,) = (tmp_path / "cache" / "learned").iterdir()
     lines: list[str] = []
     again = build_engine(config, lines.append)
