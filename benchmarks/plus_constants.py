@@ -6,8 +6,8 @@ They are the same on every machine, so what is searched for must suit them all: 
 planned and as measured, and the demo pair on a CPU, which serves short pieces at its own targets. A case is a trace on a machine
 at a share of urgent requests, under the load at which the constants as they are attain 95% at most. One axis is tried after the
 other, a step down and a step up; kept is what attains more on average over all cases of the search, by at least `--gain`
-points. Then start and end are played on the cases of the check, at loads found in the same way. Every trial goes to stderr, a
-table to stdout; the last line is one JSON object.
+points. Then start and end are played on the cases of the check, at loads found in the same way. Drafts are not coupled, for the
+recordings are not. Every trial goes to stderr, a table to stdout; the last line is one JSON object.
 """
 
 import argparse
@@ -114,7 +114,7 @@ def attained(constants: PlusConstants, case: Case) -> float:
 
 
 def loaded(constants: PlusConstants, bench: Bench, trace: Path, urgent: float) -> Case:
-    """The case at the lowest load at which no more than the goal attain, of loads a tenth apart."""
+    """The case at the first load at which no more than the goal attain, of loads a tenth apart from where the bench begins."""
     rate = len(read(trace).times) / read(trace).times[-1]
     place = grid_index(bench.speed * 4.2 / rate)  # speeds were chosen for a trace of 4.2 requests a second
     while attained(constants, case := Case(bench, trace, urgent, grid_speed(place))) > GOAL:

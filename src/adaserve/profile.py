@@ -74,8 +74,8 @@ class Profile:
             self._check(key, getattr(self, key), zero=key != "baseline_ms_per_token")
 
     def _check(self, key: str, value: object, zero: bool) -> None:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 0 <= value <= LARGEST or (value == 0 and not zero):  # type: ignore[operator]
+        number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= LARGEST
+        if not number or (value == 0 and not zero):
             low = "0 or more" if zero else "more than 0"
             raise InvalidConfig(f"profile {self.name}: {key} must be a number, {low} and at most {LARGEST:g}, got {value!r}")
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 
 class Stairs:
-    """Time by rows: linear between measured points, flat before the first, with the last slope after the last.
+    """Time by rows: linear between measured points, flat before the first, rising after the last as before it or on the whole.
 
     Each point carries a correction factor of its own, 1 to begin with.
     """

@@ -248,7 +248,7 @@ def test_a_draft_catches_up_as_far_as_others_can_bear() -> None:
 
 def running(name: str, tpot: float | None) -> RequestState:
     """A request with a long answer ahead of it, whose prompt the target has read, and the draft has not."""
-    state = waiting(name, prompt=400, produced=1, tpot=tpot, output=2000)  # type: ignore[arg-type]
+    state = waiting(name, prompt=400, produced=1, tpot=tpot, output=2000)
     state.slot, state.computed, state.decoding_since = 0, len(state.tokens) - 1, 0.0
     return state
 

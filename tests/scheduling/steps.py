@@ -1,6 +1,7 @@
 """Small schedulers and made-up outcomes, for tests that look at decisions alone."""
 
 import random
+from typing import Any
 
 from adaserve.latency import LatencyModel
 from adaserve.padding import Padding, Unpadded
@@ -34,15 +35,15 @@ def request(
     return Request(name, tokens, sampling, Targets(tpot=tpot, ttft=ttft), seed=0, arrived=arrived, slo_class=slo_class)
 
 
-def waiting(name: str, prompt: int = 3, produced: int = 0, **facts: float) -> RequestState:
+def waiting(name: str, prompt: int = 3, produced: int = 0, **facts: Any) -> RequestState:
     """The state of a request that produced so many tokens before it lost its slot."""
-    made = request(name, prompt, **facts)  # type: ignore[arg-type]
+    made = request(name, prompt, **facts)
     return RequestState(made, [*made.prompt, *[7] * produced])
 
 
 def decoding(name: str, produced: int = 1, tpot: float | None = None, prompt: int = 3, slot: int = 0) -> RequestState:
     """The state of a running request that decodes."""
-    state = waiting(name, prompt, produced, tpot=tpot)  # type: ignore[arg-type]
+    state = waiting(name, prompt, produced, tpot=tpot)
     state.slot, state.computed, state.decoding_since = slot, len(state.tokens) - 1, 0.0
     return state
 
