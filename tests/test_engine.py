@@ -141,6 +141,12 @@ def test_a_policy_learns_from_every_step_once_while_the_next_one_is_verified(mon
         monkeypatch.setattr(engine._executor, name, lambda *x, name=name, plain=plain: (done.append(name), plain(*x))[1])
     for request in random_requests(random.Random(3), 5, LONG):
         engine.add(request)
+    assert (report := engine.step()) is not None and report.outcome is not None and not learned
+    engine.learn()  # as closing does; a second time brings nothing
+    engine.learn()
+    assert learned == [report.outcome]
+    learned.clear()
+    done.clear()
     made: list[StepOutcome] = []
     while (report := engine.step()) is not None:
         if report.outcome is not None:
