@@ -160,7 +160,7 @@ class Engine:
         outcome = replace(outcome, times=times.within(recorded - started))
         self._latency.observe(outcome.shape, outcome.times)
         self._last = outcome
-        return self._report(ended + progress, outcome, tuple(slo_selected.tolist()), now)
+        return self._report(ended + progress, outcome, tuple(slo_selected.tolist()[: len(plan.decoding)]), now)
 
     def learn(self) -> None:
         """Let the policy learn from the last step, if it has not yet; a step does so for the one before it."""

@@ -50,6 +50,13 @@ class CandidateTree:
         ids = torch.zeros(n, 0, dtype=torch.int64, device=device)  # [n, 0]
         return CandidateTree(ids, ids, ids, ids.double(), ids)
 
+    def resized(self, count: int) -> "CandidateTree":
+        """The trees of so many requests: the first of these, or these and such as hold padding alone.  [count, N]"""
+        more = count - self.token.shape[0]
+        if more == 0:
+            return self
+        return CandidateTree(*(x[:count] if more < 0 else pad(x, (0, 0, 0, more)) for x in vars(self).values()))
+
 
 @dataclass(frozen=True)
 class DraftTree:

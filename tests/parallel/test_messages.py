@@ -64,7 +64,7 @@ def test_a_plan_arrives_whole(plan: StepPlan) -> None:
     theirs.close()
 
 
-@pytest.mark.parametrize("message", [Load(1, 2, "m", "/m", "gguf file", "float64", "cpu", 1, 9.0), Serve(1, 2, 3, 4), Tree(7)])
+@pytest.mark.parametrize("message", [Load(1, 2, "m", "/m", "gguf file", "float64", "cpu", 1, 9.0), Serve(1, 2, 3, 4), Tree(7, 9)])
 def test_other_messages_to_a_rank(message: Message) -> None:
     ours, theirs = map(Link, socketpair())
     ours.send(message)
@@ -97,7 +97,7 @@ def test_sending_to_a_rank_that_has_gone() -> None:
     ours, theirs = socketpair()
     theirs.close()
     with pytest.raises(EngineFailed, match="has gone"):
-        Link(ours).send(Tree(1))
+        Link(ours).send(Tree(1, 2))
 
 
 def test_a_rank_that_does_not_answer() -> None:

@@ -52,28 +52,30 @@ class TreeCheck:
     def __call__(self, plan: StepPlan, candidates: CandidateTree, chosen: Tensor, longest: int, described: bool) -> Trace:
         """Enqueue the device's work, in captured calls where it may be captured.
 
-        chosen [n, N] bool. longest: most context of a row, in tokens. described: whether log-probabilities are asked for, for
-        which logits must last until commit. Edited and described logits depend on more than a key can say. The trace is to be
-        read before the next call.
+        chosen [n, N] bool; there may be rows of padding, places(n) in all. longest: most context of a row, in tokens. described:
+        whether log-probabilities are asked for, for which logits must last until commit. Edited and described logits depend on
+        more than a key can say. The trace is to be read before the next call.
         """
         drawing = tuple(c.slot for c in plan.chunks if c.draws)
         slots = plan.decoding + drawing
         spare, device = self.table.spare, self.table.device
-        traits = self.sampling.traits(slots)
-        tensors = candidates.token, candidates.parent, candidates.depth, candidates.path_prob, candidates.source
+        traits, n = self.sampling.traits(slots), len(plan.decoding)
         if spare is None or traits.edits_logits or described:
-            size = None if spare is None else _most_rows(plan, candidates, len(plan.decoding))
+            size = None if spare is None else _most_rows(plan, candidates, n)
             slot_of = upload(slots, device)  # [n + C]
-            tree = self._pack(size, slot_of[: len(plan.decoding)], chosen, *tensors)
-            batch = self.table.with_chunks(self._rows(tree, slot_of[: len(plan.decoding)]), plan.chunks)
+            proposed = candidates.resized(n)
+            tree = self._pack(size, slot_of[:n], chosen[:n], *vars(proposed).values())
+            batch = self.table.with_chunks(self._rows(tree, slot_of[:n]), plan.chunks)
             hidden = _drawing_rows(plan, self.passes(batch, longest), 0)
-            return self._draw(tree, candidates, plan.depth, traits, hidden, slot_of)
+            return self._draw(tree, proposed, plan.depth, traits, hidden, slot_of)
 
-        count = places(len(plan.decoding))
-        idle = [spare] * (count - len(plan.decoding))  # the spare slot, for places that are too many
+        count = places(n)
+        idle = [spare] * (count - n)  # the spare slot, for places that are too many
         size = _most_rows(plan, candidates, count)
         slot = stage([*plan.decoding, *idle], device)  # [n]
-        padded = [pad(x, (0, 0, 0, len(idle))) for x in (chosen, *tensors)] if idle else [chosen, *tensors]
+        if len(chosen) < count:
+            candidates, chosen = candidates.resized(count), pad(chosen, (0, 0, 0, count - len(chosen)))
+        padded = chosen, *vars(candidates).values()
         if not plan.chunks:
             bound = reach(longest)
 
@@ -141,8 +143,7 @@ class TreeCheck:
 
 def _most_rows(plan: StepPlan, candidates: CandidateTree, count: int) -> int:
     """Rows that the trees of this step can have at most, by what the host knows; count: requests, padding included."""
-    n, columns = candidates.token.shape
-    nodes = min(max(plan.limits.nodes, 0), n * min(columns, MAX_NODES))
+    nodes = min(max(plan.limits.nodes, 0), len(plan.decoding) * min(candidates.token.shape[1], MAX_NODES))
     return GraphPadding().trees(count, 0, nodes)
 
 

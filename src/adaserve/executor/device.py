@@ -17,7 +17,7 @@ from adaserve.executor.described import chunk_logprobs, tree_logprobs
 from adaserve.executor.found import Found, drafted_of, failed_slots
 from adaserve.executor.select import select_padded
 from adaserve.executor.trace import Ahead, Trace
-from adaserve.padding import GraphPadding, Padding, Unpadded
+from adaserve.padding import GraphPadding, Padding, Unpadded, places
 from adaserve.purse import Choose, Selected
 from adaserve.runtime.capture import Capture
 from adaserve.runtime.slots import SlotTable
@@ -79,7 +79,7 @@ class DeviceExecutor:
 
     @torch.inference_mode()
     def speculate(self, plan: StepPlan) -> CandidateTree:
-        """Take in what the plan says of slots and pages, then let the drafter propose.  [n, N]"""
+        """Take in what the plan says of slots and pages, then let the drafter propose.  [n, N], or [places(n), N] if padded"""
         self._stopwatch.mark()
         self._early, self._ahead = self._ahead, None
         if self._early is not None and not self._early.serves(plan):
@@ -90,12 +90,14 @@ class DeviceExecutor:
             candidates = CandidateTree.empty(len(plan.decoding), self._table.device)
         else:
             candidates = self._drafter.propose(plan, self._table)
+        if self._table.spare is not None:
+            candidates = candidates.resized(places(len(plan.decoding)))
         self._stopwatch.mark()
         return candidates
 
     @torch.inference_mode()
     def select(self, plan: StepPlan, candidates: CandidateTree, choose: Choose) -> Selected:
-        """Let a selection choose, from the plan's own numbers where reading the candidates costs nothing.  [n, N]"""
+        """Let a selection choose, from the plan's own numbers where reading the candidates costs nothing.  As the candidates."""
         if candidates.token.numel() == 0 or plan.limits.nodes <= 0:
             nothing = torch.zeros_like(candidates.token, dtype=torch.bool)
             return Selected(nothing, nothing)

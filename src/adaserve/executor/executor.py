@@ -28,7 +28,10 @@ class Executor(Protocol):
         ...
 
     def speculate(self, plan: StepPlan) -> CandidateTree:
-        """Let the drafter propose a tree for every decoding request: d beam steps of width w.  [n, N]"""
+        """Let the drafter propose a tree for every decoding request: d beam steps of width w.  [n, N]
+
+        Trees of padding may follow, of requests that do not exist; then what is selected has rows for them too.
+        """
         ...
 
     def select(self, plan: StepPlan, candidates: CandidateTree, choose: Choose) -> Selected:

@@ -1,11 +1,9 @@
 """A selection as one captured call: it is dozens of kernels over next to nothing."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from adaserve.padding import places
 from adaserve.purse import Choose, Purse, Selected
@@ -16,29 +14,26 @@ from adaserve.tree import CandidateTree
 
 
 def select_padded(plan: StepPlan, candidates: CandidateTree, choose: Choose, capture: Capture) -> Selected:
-    """Let a selection choose among candidates, of which there are some, at least one node.  [n, N]
+    """Let a selection choose among candidates, of which there are some, at least one node.  [places(n), N]
 
     Requests are padded to one of a few numbers by such as have no candidates, and so are nodes and prices. What was selected is
     to be read before the next captured call.
     """
-    (n, columns), device, limits = candidates.token.shape, candidates.token.device, plan.limits
-    count = places(n)
+    limits, count = plan.limits, places(len(plan.need))
+    candidates = candidates.resized(count)
+    columns, device = candidates.token.shape[1], candidates.token.device
     nodes = min(limits.nodes, count * columns)  # more cannot be bought
     most = min(places(nodes), count * columns)
     least = most if nodes == count * columns else 0
     price = limits.price[: nodes + 1]
     price = (*price, *[math.inf] * (most + 1 - len(price))) if price else ()
-    idle = [0.0] * (count - n)
-    need, temperature = (stage([*x, *idle], device, torch.float64) for x in (plan.need, plan.temperature))  # [count]
-    tensors: Sequence[Tensor] = candidates.parent, candidates.depth, candidates.path_prob, candidates.source
-    if count > n:
-        tensors = [pad(x, (0, 0, 0, count - n)) for x in tensors]
+    idle = [0.0] * (count - len(plan.need))
+    numbers = stage([nodes, *plan.need, *idle, *plan.temperature, *idle, *price], device, torch.float64)  # one copy for all
 
-    def run(need: Tensor, nodes: Tensor, price: Tensor, temperature: Tensor, parent: Tensor, *rest: Tensor) -> Selected:
-        purse = Purse(nodes[0], price, least, most, limits.per_request, limits.depth, limits.order)
+    def run(numbers: Tensor, parent: Tensor, *rest: Tensor) -> Selected:
+        amount, need, temperature, price = numbers.split([1, count, count, len(numbers) - 1 - 2 * count])
+        purse = Purse(amount[0].long(), price, least, most, limits.per_request, limits.depth, limits.order)
         return choose(CandidateTree(parent, parent, *rest), need, purse, temperature)  # tokens are nothing to go by
 
-    key = "select", choose, least, most, limits.per_request, limits.depth, limits.order
-    inputs = need, stage([nodes], device), stage(price, device, torch.float64), temperature, *tensors
-    found = capture(key, run, *inputs)
-    return Selected(found.chosen[:n], found.slo[:n])
+    key = "select", choose, count, least, most, limits.per_request, limits.depth, limits.order
+    return capture(key, run, numbers, candidates.parent, candidates.depth, candidates.path_prob, candidates.source)

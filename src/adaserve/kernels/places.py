@@ -25,7 +25,7 @@ def page_rows(pages: Tensor, page_size: int, slot: Tensor, position: Tensor) -> 
 
 def known_rows_reference(
     tokens: Tensor, pages: Tensor, page_size: int, slots: Sequence[int], starts: Sequence[int], lengths: Sequence[int]
-) -> tuple[Rows, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """The plain torch twin of `known_rows`, for any device."""
     device = tokens.device
     owner, first, length = upload([slots, starts, lengths], device)  # [C] each
@@ -37,13 +37,20 @@ def known_rows_reference(
     start = [0]
     for count in lengths:
         start.append(start[-1] + count)
-    return rows, upload(start, device), owner
+    return torch.stack(rows), upload(start, device), owner
 
 
 def known_rows(
     tokens: Tensor, pages: Tensor, page_size: int, slots: Sequence[int], starts: Sequence[int], lengths: Sequence[int]
-) -> tuple[Rows, Tensor, Tensor]:
-    """The rows of chunks of known tokens, causal by position; then start [C + 1] and slot [C] of their groups."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The rows [5, m] of chunks of known tokens, causal by position, as in Rows; then start [C + 1] and slot [C] of their groups.
+
+    Each chunk has at least one row.
+    """
+    if tokens.is_cuda:
+        from adaserve.kernels import triton_places
+
+        return triton_places.known_rows(tokens, pages, page_size, slots, starts, lengths)
     run = native.function("places", "known_rows", "pipipiiip") if native.readable(tokens, pages) else None
     if run is None:
         return known_rows_reference(tokens, pages, page_size, slots, starts, lengths)
@@ -52,9 +59,8 @@ def known_rows(
     out = torch.empty(5 * total + 2 * count + 1, dtype=torch.int64)
     table = pages.data_ptr(), pages.shape[1], page_size
     run(chunks.buffer_info()[0], count, tokens.data_ptr(), tokens.shape[1], *table, total, out.data_ptr())
-    *rows, start, slot = out.split([*[total] * 5, count + 1, count])
-    token, position, prefix, mask, dest = rows
-    return (token, position, prefix, mask, dest), start, slot
+    rows, start, slot = out.split([5 * total, count + 1, count])
+    return rows.view(5, total), start, slot
 
 
 def beam_rows_reference(

@@ -67,7 +67,7 @@ class Leader:
     def verify(self, plan: StepPlan, candidates: CandidateTree, chosen: Tensor) -> Verdict:
         """Send the trees; verify, together."""
         with self._ranks.watched():
-            self._ranks.send(Tree(candidates.token.shape[1]))
+            self._ranks.send(Tree(*candidates.token.shape))
             if candidates.token.numel() > 0:
                 self._group.broadcast(tree_words(candidates, chosen))
             return self._inner.verify(plan, candidates, chosen)
@@ -93,7 +93,8 @@ def follow(executor: Executor, group: Group, link: Link, device: torch.device) -
         message = link.hear()
         if message is None:
             return
-        words = torch.zeros(len(plan.decoding), _expect(message, Tree).columns, dtype=torch.int64, device=device)  # [n, N]
+        tree = _expect(message, Tree)
+        words = torch.zeros(tree.requests, tree.columns, dtype=torch.int64, device=device)  # [n, N]
         if words.numel() > 0:
             group.broadcast(words)
         executor.commit(plan, executor.verify(plan, *tree_of(words)))

@@ -63,8 +63,9 @@ class Plan(Message, frozen=True):
 
 
 class Tree(Message, frozen=True):
-    """The trees that follow by broadcast have so many candidate columns."""
+    """The trees that follow by broadcast: of so many requests, padding included, with so many candidate columns."""
 
+    requests: int
     columns: int
 
 

@@ -92,7 +92,8 @@ class SlotTable:
 
     def known_batch(self, chunks: Sequence[Chunk], tail_start: int) -> ForwardBatch:
         """Rows of known tokens, causal by position; one group a chunk."""
-        return self._batch(*self._known_rows(chunks), tail_start)
+        rows, start, slot = self._known_rows(chunks)
+        return self._batch(rows, start, slot, tail_start)
 
     def last_batch(self, slot: Tensor, tail_start: int) -> ForwardBatch:
         """The last two known tokens of every slot [n], a group each: what a draft reads to go on, whether it knows the first of
@@ -120,10 +121,9 @@ class SlotTable:
         if not chunks:
             return batch
         rows, start, slot = self._known_rows(chunks)
-        trees = batch.token, batch.position, batch.prefix, batch.mask, batch.dest
-        token, position, prefix, mask, dest = (torch.cat(part) for part in zip(trees, rows, strict=True))
+        trees = torch.stack((batch.token, batch.position, batch.prefix, batch.mask, batch.dest))  # [5, B]
         start = torch.cat([batch.start[:-1], start + len(batch.token)])
-        return self._batch((token, position, prefix, mask, dest), start, torch.cat([batch.slot, slot]), batch.tail_start)
+        return self._batch(torch.cat([trees, rows], 1), start, torch.cat([batch.slot, slot]), batch.tail_start)
 
     def accepted_rows(
         self, tree: DraftTree, accepted: Tensor, place: Tensor, decoding: Tensor, tail_start: int
@@ -149,12 +149,14 @@ class SlotTable:
         """The same from what `beam_step` says of it, in tiles of so many rows and contexts in so many shares."""
         return self._batch(rows.rows, rows.start, slot, tail_start, Tiles(*rows.tiles, height, splits))
 
-    def _known_rows(self, chunks: Sequence[Chunk]) -> tuple[Rows, Tensor, Tensor]:
-        """The rows of the chunks, and start and slot of their groups."""
+    def _known_rows(self, chunks: Sequence[Chunk]) -> tuple[Tensor, Tensor, Tensor]:
+        """The rows [5, m] of the chunks, as in Rows, and start and slot of their groups."""
         slots, starts, lengths = [c.slot for c in chunks], [c.start for c in chunks], [c.length for c in chunks]
         return known_rows(self.tokens, self.pages, self.page_size, slots, starts, lengths)
 
-    def _batch(self, rows: Rows, start: Tensor, slot: Tensor, tail_start: int, tiles: Tiles | None = None) -> ForwardBatch:
+    def _batch(
+        self, rows: Rows | Tensor, start: Tensor, slot: Tensor, tail_start: int, tiles: Tiles | None = None
+    ) -> ForwardBatch:
         # Kernels read them by address: a view that repeats one number, as masks of a beam of width 1 are, would not do.
         token, position, prefix, mask, dest = (part.contiguous() for part in rows)
         return ForwardBatch(

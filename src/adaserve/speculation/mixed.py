@@ -42,7 +42,7 @@ class MixedDrafter:
 
     def propose(self, plan: StepPlan, table: SlotTable) -> CandidateTree:
         """The model's d * w columns, then one of look-up for each depth.  [n, d * (w + 1)]"""
-        beam = self._model.propose(plan, table)
+        beam = self._model.propose(plan, table).resized(len(plan.decoding))
         return merge(beam, self._lookup.propose(plan, table), plan.depth)
 
     def prepare(self, plan: StepPlan, table: SlotTable) -> None:

@@ -6,17 +6,18 @@ One step's passes over the draft model, for requests that draft (w = 2, d = 3); 
     pass 2   o o          the children that the beam kept; their keys go to the scratch tail
     pass 3   o o          and so on; the nodes of the last depth are proposed but never read by the draft
 
-Catch-up chunks (prompts, d = 0 periods) ride along with pass 1.
+Catch-up chunks (prompts, d = 0 periods) ride along with pass 1, or on a GPU follow the target's pass: nobody drafts from them in
+this step.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-import torch
 from torch import Tensor
 
 from adaserve.cache.pool import KVPool
+from adaserve.kernels.trees import picked
 from adaserve.models.decoder import Decoder
 from adaserve.padding import places
 from adaserve.runtime.capture import Capture, reach
@@ -42,7 +43,7 @@ class Growth:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Trees of slots that were grown before a step asked for them, each to the full depth.  tree [p, D * w]"""
+    """Trees of slots that were grown before a step asked for them, each to the full depth.  tree [>= p, D * w]"""
 
     slots: tuple[int, ...]
     growth: Growth
@@ -52,17 +53,6 @@ class Prepared:
         """Whether such trees are among these."""
         deep_enough = growth.depth <= self.growth.depth
         return deep_enough and replace(growth, depth=self.growth.depth) == self.growth and set(slots) <= set(self.slots)
-
-    def part(self, slots: Sequence[int], room: Tensor, depth: int) -> CandidateTree:
-        """The trees of some slots [a], no deeper than asked for; room [a]: deepest node that each may use.  [a, d * w]"""
-        tree, columns = self.tree, depth * self.growth.width
-        place = {slot: row for row, slot in enumerate(self.slots)}
-        index = stage([place[slot] for slot in slots], tree.token.device).to(tree.token.device, non_blocking=True)
-        token, parent, depths, prob, source = (
-            x[index, :columns] for x in (tree.token, tree.parent, tree.depth, tree.path_prob, tree.source)
-        )
-        room = room.to(tree.token.device, non_blocking=True)
-        return CandidateTree(token, parent, depths, torch.where(depths <= room[:, None], prob, 0.0), source)
 
 
 class ModelDrafter:
@@ -108,47 +98,52 @@ class ModelDrafter:
         return draft_work(plan.drafting, plan.catch_up, plan.depth, plan.width)
 
     def propose(self, plan: StepPlan, table: SlotTable) -> CandidateTree:
-        """Run the catch-up and d beam steps of width w, all requests in one batch.  [n, d * w]"""
-        n = len(plan.decoding)
-        active = [i for i, chunk in enumerate(plan.drafting) if chunk is not None and plan.depth > 0]
-        first = [chunk for chunk in plan.drafting if chunk is not None and plan.depth > 0]
+        """Run d beam steps of width w, all requests in one batch.  [n, d * w], or [places(n), d * w] if padded"""
+        drafting = [chunk if plan.depth else None for chunk in plan.drafting]
+        first = [chunk for chunk in drafting if chunk is not None]
+        growth = self._growth(plan, tuple(chunk.slot for chunk in first))
+        if table.spare is not None:
+            return self._propose_padded(plan, drafting, first, table, growth)
+        n, active = len(drafting), [i for i, chunk in enumerate(drafting) if chunk is not None]
         chunks = [*first, *plan.catch_up]
-        tail_start = self._pool.tail_start
-        slots = tuple(chunk.slot for chunk in first)
-        growth = self._growth(plan, slots)
-        slot = stage(slots, table.device)  # [a] slots of the active requests
+        if not chunks:
+            return CandidateTree.empty(n, table.device)
+        slot = stage([chunk.slot for chunk in first], table.device)  # [a] slots of the active requests
         room = stage([plan.room[i] for i in active], table.device)  # [a]
-        if table.spare is None:
-            if not chunks:
-                return CandidateTree.empty(n, table.device)
-            tree = self._read_and_grow(chunks, slot, room, table, growth)
-            if tree is None:
-                return CandidateTree.empty(n, table.device)
-        else:
-            # Shapes that the host knows beforehand: everybody reads two tokens, whether the draft knows the first or not.
-            behind = [*plan.catch_up, *(Chunk(c.slot, c.start, c.length - 2) for c in first if c.length > 2)]
-            if behind:
-                self._passes(table.known_batch(behind, tail_start), _reach(behind))
-            if not active:
-                return CandidateTree.empty(n, table.device)
-            prepared, self._prepared = self._prepared, None
-            # Who has more than two tokens to read had less of them when the trees were prepared.
-            current = all(chunk.length <= 2 for chunk in first)
-            if prepared is not None and current and prepared.serves(slots, growth):
-                tree = prepared.part(slots, room, plan.depth)
-            else:
-                rooms = [plan.room[i] for i in active]
-                tree = self._speculate(slots, rooms, table, growth, _reach(first))
-        return _spread(tree, active, n)
+        tree = self._read_and_grow(chunks, slot, room, table, growth)
+        return CandidateTree.empty(n, table.device) if tree is None else _spread(tree, active, n)
+
+    def _propose_padded(
+        self, plan: StepPlan, drafting: Sequence[Chunk | None], first: Sequence[Chunk], table: SlotTable, growth: Growth
+    ) -> CandidateTree:
+        """In shapes that the host knows beforehand: everybody reads two tokens, whether the draft knows the first or not."""
+        count = places(len(drafting))
+        self._read([Chunk(c.slot, c.start, c.length - 2) for c in first if c.length > 2], table)
+        if not first:
+            return CandidateTree.empty(count, table.device)
+        slots = tuple(chunk.slot for chunk in first)
+        prepared, self._prepared = self._prepared, None
+        # Who has more than two tokens to read had less of them when the trees were prepared.
+        current = all(chunk.length <= 2 for chunk in first)
+        if prepared is None or not current or not prepared.serves(slots, growth):
+            rooms = [most for most, chunk in zip(plan.room, drafting, strict=True) if chunk is not None]
+            prepared = Prepared(slots, growth, self._speculate(slots, rooms, table, growth, _reach(first)))
+        place = {slot: row for row, slot in enumerate(prepared.slots)}
+        idle = [-1] * (count - len(drafting))
+        rows = [-1 if chunk is None else place[chunk.slot] for chunk in drafting]
+        return picked(prepared.tree, [*rows, *idle], [*plan.room, *idle], growth.depth * growth.width)
 
     def prepare(self, plan: StepPlan, table: SlotTable) -> None:
-        """Speculate for those who did in this step as deep and wide again, and for those whose prompts are complete now.
+        """Catch up, then speculate for those who did in this step as deep and wide again, and whose prompts are complete now.
 
         `propose` takes what turns out to be asked for.
         """
         self._prepared = None
+        if table.spare is None:
+            return
+        self._read(plan.catch_up, table)
         drafting = [chunk for chunk in plan.drafting if chunk is not None]
-        if table.spare is None or not drafting or not plan.depth:
+        if not drafting or not plan.depth:
             return
         read = {chunk.slot: chunk.start + chunk.length for chunk in plan.catch_up}
         begun = [c for c in plan.chunks if c.draws and read.get(c.slot) == c.start + c.length]  # what the draft has read, too
@@ -159,6 +154,11 @@ class ModelDrafter:
         growth = self._growth(plan, slots)
         self._prepared = Prepared(slots, growth, self._speculate(slots, rooms, table, growth, longest))
 
+    def _read(self, chunks: Sequence[Chunk], table: SlotTable) -> None:
+        """Compute the draft's keys and values of known tokens."""
+        if chunks:
+            self._passes(table.known_batch(chunks, self._pool.tail_start), _reach(chunks))
+
     def _growth(self, plan: StepPlan, slots: tuple[int, ...]) -> Growth:
         """The trees that a step grows for these slots; noise costs nothing where nobody draws at random."""
         return Growth(plan.depth, plan.width, plan.coupled and self._ranking.draws(slots))
@@ -166,9 +166,10 @@ class ModelDrafter:
     def _speculate(
         self, slots: Sequence[int], rooms: Sequence[int], table: SlotTable, growth: Growth, longest: int
     ) -> CandidateTree:
-        """The whole speculation of slots whose draft lags by two tokens at most, as one captured call.  [a, d * w]
+        """The whole speculation of slots whose draft lags by two tokens at most, as one captured call.  [places(a), d * w]
 
-        rooms: deepest node that each may use. The spare slot, which the table must have, fills the places that are too many.
+        rooms: deepest node that each may use. The spare slot, which the table must have, fills the places that are too many. The
+        result is to be read before the next call.
         """
         assert table.spare is not None, "padding has a slot"
         bound, count = reach(longest), len(slots)
@@ -180,9 +181,7 @@ class ModelDrafter:
             ranked = self._ranking.of(slot, table, growth.depth, growth.coupled)
             return self._by_passes(hidden[1::2], slot, room, table, ranked, growth.depth, growth.width, bound)
 
-        tree = self._capture(("speculate", growth, bound), run, slot, room)
-        fields = tree.token, tree.parent, tree.depth, tree.path_prob, tree.source
-        return tree if idle == 0 else CandidateTree(*(x[:count] for x in fields))
+        return self._capture(("speculate", growth, bound), run, slot, room)
 
     def keep(self, depth: int, table: SlotTable, slot: Tensor, tree: DraftTree, accepted: Tensor) -> None:
         """Move accepted nodes' keys and values from tail to pages; the last depth's, and others' nodes, were never computed."""
