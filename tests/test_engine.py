@@ -16,12 +16,16 @@ from tests.engines import SMALL, Setting, engine_for, random_requests, run, tiny
 LONG = [SamplingParams(max_tokens=30, temperature=0.7, ignore_eos=True)]
 
 
-def test_cancel_in_every_phase_changes_nobody_else() -> None:
-    """Requests cancelled while waiting, in their prompt and while decoding free everything; the others' tokens stay the same."""
+@pytest.mark.parametrize("captured", [False, True])
+def test_cancel_in_every_phase_changes_nobody_else(captured: bool) -> None:
+    """Requests cancelled while waiting, in their prompt and while decoding free everything; the others' tokens stay the same.
+
+    captured: as on a GPU, where the next step is under way already.
+    """
     models = tiny_models()
     requests = random_requests(random.Random(3), 18, LONG)
     expected = run(engine_for(models, Setting("adaserve")), requests)
-    engine = engine_for(models, Setting("adaserve", slots=5))
+    engine = engine_for(models, Setting("adaserve", slots=5, captured=captured))
     tokens: dict[str, list[int]] = {r.id: [] for r in requests}
     ends: dict[str, FinishReason] = {}
     for r in requests:
@@ -36,9 +40,9 @@ def test_cancel_in_every_phase_changes_nobody_else() -> None:
         if report is None:
             break
         for u in report.updates:
+            assert u.id not in ends
             tokens[u.id] += u.tokens
             if u.finish is not None:
-                assert u.id not in ends
                 ends[u.id] = u.finish
         engine.check()
     assert len(ends) == len(requests) and FinishReason.CANCELLED in ends.values()
@@ -121,6 +125,22 @@ def test_a_failed_prompt_is_not_reused() -> None:
     broken[99] = weights[99]
     again = Request("again", (*shared, 7), LONG[0], Targets(), seed=1, arrived=0.0)
     assert run(engine, [again]).tokens == run(engine_for(models, Setting("adaserve")), [again]).tokens
+
+
+def test_a_device_is_not_kept_waiting_until_news_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the host's work is beside the device's, a step's report is made when the next step's work is enqueued."""
+    engine = engine_for(tiny_models(), Setting("adaserve", captured=True))
+    done: list[str] = []
+    for name in ("verify", "commit"):
+        plain = getattr(engine._executor, name)
+        monkeypatch.setattr(engine._executor, name, lambda *x, name=name, plain=plain: (done.append(name), plain(*x))[1])
+    for request in random_requests(random.Random(3), 5, LONG):
+        engine.add(request)
+    told = 0
+    while (report := engine.step()) is not None:
+        told += report.outcome is not None
+        done.append("told")
+    assert done == ["verify", *["commit", "verify", "told"] * (told - 1), "commit", "told"] and told > 5
 
 
 def test_a_policy_learns_from_every_step_once_while_the_next_one_is_verified(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,16 +1,23 @@
 """The engine: `Engine.step` is the loop's body and reads like the paper: speculate, select, verify, commit."""
 
-import threading
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from adaserve.clock import Clock
 from adaserve.executor.executor import Executor
+from adaserve.inbox import Inbox
 from adaserve.latency import LatencyModel
 from adaserve.metrics import RequestResult
 from adaserve.policy.policy import Policy
 from adaserve.request import FinishReason, Request
 from adaserve.scheduling.scheduler import Progress, Scheduler
-from adaserve.step import StepOutcome, TokenLogprobs
+from adaserve.step import StepOutcome, StepPlan, TokenLogprobs, Verdict
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+News = list[tuple[Progress, FinishReason | None]]
 
 
 @dataclass(frozen=True)
@@ -47,54 +54,28 @@ class StepReport:
 
 
 @dataclass(frozen=True)
-class Mail:
-    """What came in since the last step."""
+class Flight:
+    """A step whose work for the device is enqueued; on a CPU it is done.
 
-    requests: tuple[Request, ...]
-    cancelled: frozenset[str]
+    slo [n]: nodes that the SLO phase chose for each. started: when its planning began. scheduling: seconds of the host's
+    planning, and of learning from the step before.
+    """
 
-
-NO_MAIL = Mail((), frozenset())
-
-
-class Inbox:
-    """Where other threads leave requests and cancellations for the engine."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._requests: list[Request] = []
-        self._cancelled: set[str] = set()
-
-    def add(self, request: Request) -> None:
-        """Leave a request; thread-safe."""
-        with self._changed:
-            self._requests.append(request)
-            self._changed.notify()
-
-    def cancel(self, request_id: str) -> None:
-        """Leave a cancellation; thread-safe. One that overtakes nothing and names nobody has no effect."""
-        with self._changed:
-            self._cancelled.add(request_id)
-            self._changed.notify()
-
-    def take(self) -> Mail:
-        """Empty the box."""
-        if not self._requests and not self._cancelled:  # most steps; what comes in this moment comes to the next one
-            return NO_MAIL
-        with self._changed:
-            mail = Mail(tuple(self._requests), frozenset(self._cancelled))
-            self._requests.clear()
-            self._cancelled.clear()
-            return mail
-
-    def wait(self, timeout: float) -> bool:
-        """Return once there is mail, or after `timeout` seconds; whether there is any."""
-        with self._changed:
-            return self._changed.wait_for(lambda: bool(self._requests or self._cancelled), timeout)
+    plan: StepPlan
+    verdict: Verdict
+    slo: "Tensor"
+    started: float
+    scheduling: float
 
 
 class Engine:
-    """Runs requests to their end, a step at a time. `add`, `cancel` and `wait` are thread-safe; `step` belongs to one thread."""
+    """Runs requests to their end, a step at a time. `add`, `cancel` and `wait` are thread-safe; `step` belongs to one thread.
+
+    Where a device works while the host does something else, the next step is begun before the last one's news is told:
+
+        host    | commit, record | plan, enqueue | tell | ... commit waits ... | record | plan, enqueue | tell |
+        device  |    (drafts)    |               verify                        | (drafts) ...
+    """
 
     def __init__(
         self, *, scheduler: Scheduler, policy: Policy, executor: Executor, latency: LatencyModel, clock: Clock, baseline: float
@@ -106,6 +87,7 @@ class Engine:
         self._clock = clock
         self._baseline = baseline
         self._inbox = Inbox()
+        self._flight: Flight | None = None  # the next step, if it was begun
         self._last: StepOutcome | None = None  # of the last step, which the policy has not learned from yet
 
     @property
@@ -135,6 +117,29 @@ class Engine:
 
     def step(self) -> StepReport | None:
         """One iteration: speculate, select, verify, commit; prompt chunks ride along with verification. None when idle."""
+        ended: list[Progress] = []
+        flight, self._flight = self._flight, None
+        if flight is None:
+            ended, flight = self._begin()
+        if flight is None:
+            return self._report(_news(ended), None, (), self._clock.now()) if ended else None
+        outcome = self._executor.commit(flight.plan, flight.verdict)  # keep accepted KV; tokens reach the host here
+        now = self._clock.now()
+        progress = self._scheduler.record(outcome, now)
+        recorded = self._clock.now()
+        times = replace(outcome.times, schedule=flight.scheduling + recorded - now)
+        outcome = replace(outcome, times=times.within(recorded - flight.started))
+        self._latency.observe(outcome.shape, outcome.times)
+        self._last = outcome
+        slo_selected = tuple(flight.slo.tolist()[: len(flight.plan.decoding)])
+        news = _news(ended + progress)
+        if self._executor.runs_ahead:
+            ended, self._flight = self._begin()
+            news += _news(ended)
+        return self._report(news, outcome, slo_selected, now)
+
+    def _begin(self) -> tuple[list[Progress], Flight | None]:
+        """Take in the mail and begin a step, if there is one to make; also those whom the mail ended."""
         started = self._clock.now()
         mail = self._inbox.take()
         ended = self._scheduler.admit(mail.requests, started)
@@ -143,24 +148,16 @@ class Engine:
         plan = self._scheduler.plan(started)
         if plan is None:
             self.learn()
-            return self._report(ended, None, (), started) if ended else None
+            return ended, None
         planned = self._clock.now()
         candidates = self._executor.speculate(plan)  # draft model: d beam steps of width w
         selected = self._executor.select(plan, candidates, self._policy.selection)  # which nodes deserve the target's time
         verdict = self._executor.verify(plan, candidates, selected.chosen)  # target: trees and prompt chunks, one pass
         verified = self._clock.now()
         self.learn()  # which may take milliseconds, while a GPU works
-        learned = self._clock.now()
-        slo_selected = selected.slo.sum(1).to("cpu", non_blocking=True)  # [n], on the host once commit has waited
-        outcome = self._executor.commit(plan, verdict)  # keep accepted KV; tokens reach the host here
-        now = self._clock.now()
-        progress = self._scheduler.record(outcome, now)
-        recorded = self._clock.now()
-        times = replace(outcome.times, schedule=planned - started + learned - verified + recorded - now)
-        outcome = replace(outcome, times=times.within(recorded - started))
-        self._latency.observe(outcome.shape, outcome.times)
-        self._last = outcome
-        return self._report(ended + progress, outcome, tuple(slo_selected.tolist()[: len(plan.decoding)]), now)
+        scheduling = planned - started + self._clock.now() - verified
+        slo = selected.slo.sum(1).to("cpu", non_blocking=True)  # [n], on the host once commit has waited
+        return ended, Flight(plan, verdict, slo, started, scheduling)
 
     def learn(self) -> None:
         """Let the policy learn from the last step, if it has not yet; a step does so for the one before it."""
@@ -169,17 +166,21 @@ class Engine:
             self._policy.learner.learn(last)
 
     def _report(
-        self, progress: list[Progress], outcome: StepOutcome | None, slo_selected: tuple[int, ...], now: float
+        self,
+        news: list[tuple[Progress, FinishReason | None]],
+        outcome: StepOutcome | None,
+        slo_selected: tuple[int, ...],
+        now: float,
     ) -> StepReport:
         updates = tuple(
             Update(
                 p.state.request.id,
                 p.tokens,
                 p.logprobs,
-                p.state.finish,
-                None if p.state.finish is None else RequestResult.from_state(p.state, now, self._baseline),
+                finish,
+                None if finish is None else RequestResult.from_state(p.state, now, self._baseline),
             )
-            for p in progress
+            for p, finish in news
         )
         plan = outcome.plan if outcome else None
         stats = EngineStats(
@@ -191,3 +192,8 @@ class Engine:
             step_time_error=self._latency.error,
         )
         return StepReport(updates, outcome, slo_selected, stats)
+
+
+def _news(progress: Iterable[Progress]) -> News:
+    """Progress, and why it was the last if it was: a step that begins before it is told may end who went on here."""
+    return [(p, p.state.finish) for p in progress]

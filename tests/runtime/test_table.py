@@ -21,17 +21,21 @@ def state(table: SamplingTable) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in vars(table).items() if isinstance(value, torch.Tensor)}
 
 
-def test_a_released_slot_is_as_new() -> None:
-    table = SamplingTable(3, 100)
-    fresh = state(table)
+def test_parameters_are_replaced_whole() -> None:
+    table, fresh = SamplingTable(3, 100), SamplingTable(3, 100)
     place(table, 1, EVERYTHING, seed=2**64 - 1)
+    assert (table.temperature[1], table.top_p[1], table.min_p[1]) == (0.5, 0.5, 0.1)
+    assert (table.presence[1], table.frequency[1], table.repetition[1]) == (1, 1, 2)
+    assert (table.choice[1], table.top_k[1], table.prompt_length[1]) == (4, 9, 2)
     assert table.seed[1] == -1 and table.shortest[1] == 5 and table.edits[1]
     assert table.bias.ids[1].tolist() == [5, 6] and table.bias.numbers[1].tolist() == [1.0, 2.0]
     table.release(1)
     table.release(2)
-    for name, value in state(table).items():
-        assert torch.equal(value, fresh[name]), name
     assert not table.bias.numbers.any()
+    for each in (table, fresh):
+        place(each, 1, SamplingParams(temperature=0), seed=7)
+    for name, value in state(table).items():
+        assert torch.equal(value, getattr(fresh, name)), name
 
 
 def test_a_slot_taken_over_without_release_keeps_nothing() -> None:

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from adaserve.executor.found import Found
 from adaserve.executor.trace import Trace
 from adaserve.runtime.logprobs import token_logprobs
@@ -16,7 +18,7 @@ def tree_logprobs(plan: StepPlan, found: Found, trace: Trace, asked: Mapping[int
         if slot not in asked:
             described.append(())
             continue
-        path = (found.accepted.bool() & (found.row == i)).nonzero()[:, 0]  # the accepted path, root first
+        path = np.flatnonzero(found.accepted.astype(bool) & (found.row == i))  # the accepted path, root first
         row = upload(path.tolist(), trace.logits.device)
         described.append(token_logprobs(trace.logits[row], trace.draws.token[row], asked[slot]))
     return tuple(described)

@@ -1,11 +1,14 @@
 """What a step's results on the host tell: which requests failed, and how the verified nodes fared."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from adaserve.step import Drafted, StepPlan
+
+Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -16,43 +19,42 @@ class Found:
     trees' rows. finite [B + C]. source, path_prob, edge_prob [n, N]: the candidates.
     """
 
-    tokens: Tensor
-    length: Tensor
-    first: Tensor
-    accepted: Tensor
-    row: Tensor
-    parent: Tensor
-    depth: Tensor
-    column: Tensor
-    finite: Tensor
-    source: Tensor
-    path_prob: Tensor
-    edge_prob: Tensor
+    tokens: Array
+    length: Array
+    first: Array
+    accepted: Array
+    row: Array
+    parent: Array
+    depth: Array
+    column: Array
+    finite: Array
+    source: Array
+    path_prob: Array
+    edge_prob: Array
 
     def roots(self, rows: list[int]) -> "Found":
         """Of a plain step's results those of some of its requests, as if it had been theirs alone."""
         picked = {f: getattr(self, f)[rows] for f in ("tokens", "length", "accepted", "depth", "column", "finite")}
-        order = torch.arange(len(rows))
-        none = self.path_prob[:0].new_empty(len(rows), 0)
-        return replace(self, **picked, row=order, parent=order, source=none.long(), path_prob=none, edge_prob=none)
+        order, none = np.arange(len(rows)), np.empty((len(rows), 0))
+        return replace(self, **picked, row=order, parent=order, source=none, path_prob=none, edge_prob=none)
 
     @property
-    def nodes(self) -> Tensor:
+    def nodes(self) -> Array:
         """The packed rows of draft nodes, without roots and padding.  # [m]"""
-        return ((self.depth > 0) & (self.row < len(self.length))).nonzero()[:, 0]
+        return np.flatnonzero((self.depth > 0) & (self.row < len(self.length)))
 
 
 def failed_slots(plan: StepPlan, found: Found) -> tuple[int, ...]:
     """Slots whose accepted rows, or whose chunk's last row, had no finite logits."""
     drawing = [c.slot for c in plan.chunks if c.draws]
     rows = len(found.row)
-    bad = ~found.finite[: rows + len(drawing)].bool()
-    if not bool(bad.any()):
+    finite = found.finite[: rows + len(drawing)].astype(bool)
+    if finite.all():
         return ()
-    owners = found.row[bad[:rows] & found.accepted.bool()].tolist()
+    owners = found.row[~finite[:rows] & found.accepted.astype(bool)].tolist()
     return (
         *{plan.decoding[i] for i in owners if i < len(plan.decoding)},
-        *(drawing[i] for i in bad[rows:].nonzero()[:, 0].tolist()),
+        *(drawing[i] for i in np.flatnonzero(~finite[rows:]).tolist()),
     )
 
 
@@ -61,7 +63,7 @@ def drafted_of(found: Found) -> Drafted:
     if found.source.shape[1] == 0:
         return Drafted((), (), (), (), (), (), ())
     node = found.nodes  # [m]
-    row, column, accepted = found.row[node], found.column[node], found.accepted.bool()
+    row, column, accepted = found.row[node], found.column[node], found.accepted.astype(bool)
     return Drafted(
         request=tuple(row.tolist()),
         depth=tuple(found.depth[node].tolist()),

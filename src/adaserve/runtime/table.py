@@ -4,6 +4,7 @@ Written once when a request comes to a slot and read by every draw. The flags te
 kinds of processing any of its requests needs; what none needs costs nothing.
 """
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ from adaserve.step import Placement
 
 NEUTRAL = (0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 """temperature, top_p, min_p, presence, frequency and repetition of plain greedy drawing."""
+NOTHING = (0, 0, 0, 0, 0)
+"""seed, choice, top_k, prompt_length and shortest of a slot that nobody has had."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +84,12 @@ class SamplingTable:
 
     def __init__(self, slots: int, vocab_size: int, device: torch.device | str = "cpu") -> None:
         self.vocab_size = vocab_size
-        # A slot's numbers lie side by side, so that two copies write them all.
-        self._numbers = torch.tensor(NEUTRAL, dtype=torch.float64, device=device).repeat(slots, 1)  # [slots, 6]
-        self._integers = torch.zeros(slots, 5, dtype=torch.int64, device=device)  # [slots, 5]
-        self.temperature, self.top_p, self.min_p, self.presence, self.frequency, self.repetition = self._numbers.unbind(1)
-        self.seed, self.choice, self.top_k, self.prompt_length, self.shortest = self._integers.unbind(1)
+        # A slot's numbers lie side by side, fractions by their bits, so that one copy writes them all.
+        self._words = torch.tensor(_as_words(NEUTRAL, NOTHING), device=device).repeat(slots, 1)  # [slots, 11]
+        numbers, integers = self._words.split([len(NEUTRAL), len(NOTHING)], 1)
+        fractions = numbers.view(torch.float64)
+        self.temperature, self.top_p, self.min_p, self.presence, self.frequency, self.repetition = fractions.unbind(1)
+        self.seed, self.choice, self.top_k, self.prompt_length, self.shortest = integers.unbind(1)
         self.edits = torch.zeros(slots, dtype=torch.bool, device=device)
         self.bias, self.stops = SparseRows(slots, device), SparseRows(slots, device)
         self.every_slot = torch.arange(slots, device=device)
@@ -100,12 +104,10 @@ class SamplingTable:
         penalties = sampling.presence_penalty, sampling.frequency_penalty, sampling.repetition_penalty
         # Without stop ids there is nothing to forbid, and the row of a former request's ids must not be looked at.
         shortest = placement.prompt_length + sampling.min_tokens if traits.minimum else 0
-        self._write(
-            slot,
-            (sampling.temperature, sampling.top_p, sampling.min_p, *penalties),
-            (signed_word(placement.seed), placement.choice, sampling.top_k, placement.prompt_length, shortest),
-            traits.edits_logits,
-        )
+        numbers = sampling.temperature, sampling.top_p, sampling.min_p, *penalties
+        integers = signed_word(placement.seed), placement.choice, sampling.top_k, placement.prompt_length, shortest
+        self._words[slot] = upload(_as_words(numbers, integers), self.edits.device)
+        self.edits[slot].fill_(traits.edits_logits)  # an assigned bool would be copied from the host, which waits
         if traits.bias or (slot in self._traits and self._traits[slot].bias):
             self.bias.set(slot, bias)
         if traits.minimum:
@@ -113,18 +115,10 @@ class SamplingTable:
         self._traits[slot] = traits
 
     def release(self, slot: int) -> None:
-        """Return a slot to plain greedy drawing."""
+        """A slot's request has gone: nobody draws from the slot until another comes, whose parameters replace its own."""
         before = self._traits.pop(slot, None)
-        self._write(slot, NEUTRAL, (0, 0, 0, 0, 0), False)
         if before is not None and before.bias:
             self.bias.set(slot, {})
-
-    def _write(self, slot: int, numbers: Sequence[float], integers: Sequence[int], edits: bool) -> None:
-        """Write all of a slot's numbers, in the order of the tables' columns, without waiting for the device."""
-        device = self.edits.device
-        self._numbers[slot] = upload(numbers, device, torch.float64)
-        self._integers[slot] = upload(integers, device)
-        self.edits[slot].fill_(edits)
 
     def traits(self, slots: tuple[int, ...]) -> Traits:
         """Say what the requests on these slots need together."""
@@ -132,6 +126,11 @@ class SamplingTable:
         for traits in {self._traits[slot] for slot in slots}:
             union |= traits
         return union
+
+
+def _as_words(numbers: Sequence[float], integers: Sequence[int]) -> list[int]:
+    """Fractions by the bits of float64, then integers: all as int64 holds them."""
+    return [*array("q", array("d", numbers).tobytes()), *integers]
 
 
 def signed_word(seed: int) -> int:

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -54,14 +56,16 @@ class Fetch:
         if self._done is not None:
             self._done.record()
 
-    def wait(self) -> tuple[Tensor, ...]:
+    def wait(self) -> tuple[NDArray[Any], ...]:
         """The bundle's tensors on the host, int64 or float64 if they were on a GPU; waits until all of them are there."""
-        if self._done is None:
-            return self._bundle.tensors
-        self._done.synchronize()
         tensors = self._bundle.tensors
-        flat = [
-            iter(host.split([t.numel() for t in tensors if t.is_floating_point() == floating]))
-            for host, floating in zip(self._host, (False, True), strict=True)
-        ]
-        return tuple(next(flat[t.is_floating_point()]).view(t.shape) for t in tensors)
+        if self._done is None:
+            return tuple([t.numpy() for t in tensors])
+        self._done.synchronize()
+        whole, fractions = (packed.numpy() for packed in self._host)
+        at, found = [0, 0], []
+        for t in tensors:
+            kind, size = t.is_floating_point(), t.numel()
+            found.append((fractions if kind else whole)[at[kind] : at[kind] + size].reshape(t.shape))
+            at[kind] += size
+        return tuple(found)
