@@ -118,7 +118,7 @@ def make_executor(
         table=table,
         sampling=sampling,
         clock=clock,
-        watch=EventStopwatch if gpu else partial(ClockStopwatch, clock),
+        watch=partial(EventStopwatch, torch.cuda.current_stream(device)) if gpu else partial(ClockStopwatch, clock),
     )
 
 

@@ -93,9 +93,9 @@ class GraphCapture:
                 return run(*(x.to(self._device, non_blocking=True) for x in inputs))
             found = self._capture(run, inputs)
         self._graphs[name] = found  # the latest last
-        for place, given in zip(found.inputs, inputs, strict=True):
-            if given.numel():
-                place.copy_(given, non_blocking=True)
+        given = [x for x in inputs if x.numel()]
+        if given:
+            torch._foreach_copy_([x for x in found.inputs if x.numel()], given, non_blocking=True)  # one call for all
         found.graph.replay()
         result: T = found.result
         return result

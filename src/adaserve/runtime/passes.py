@@ -146,11 +146,11 @@ class GraphPasses:
     def _load(self, graph: _Graph, batch: ForwardBatch) -> None:
         """Copy a batch to where the graph reads it, and pad it."""
         rows, groups = batch.token.shape[0], batch.slot.shape[0]
-        graph.rows[:, :rows] = torch.stack((batch.token, batch.position, batch.prefix, batch.mask, batch.dest))
+        given = [batch.token, batch.position, batch.prefix, batch.mask, batch.dest, batch.start, batch.slot]
+        places = [*graph.rows[:, :rows].unbind(), graph.start[: groups + 1], graph.slot[:groups]]
+        torch._foreach_copy_(places, given)  # one launch for all
         graph.rows[:, rows:] = self._idle
-        graph.start[: groups + 1] = batch.start
         graph.start[groups + 1 :].fill_(rows)  # an assigned number would be copied from the host, which waits
-        graph.slot[:groups] = batch.slot
 
     def _capture(self, batch: ForwardBatch, size: int, places: int, parts: int) -> _Graph:
         """Capture a pass of these sizes. The first of all runs once before, to have kernels compiled and all set up."""

@@ -69,10 +69,11 @@ class SlotTable:
 
     def grant(self, grants: Sequence[PageGrant]) -> None:
         """Slots own more pages from now on; all are written by one copy, for requests of like lengths need pages together."""
-        cells = [(g.slot, index, page) for g in grants for index, page in enumerate(g.pages, g.first)]
-        if cells:
-            slot, index, page = upload(list(zip(*cells, strict=True)), self.device)  # [m] each
-            self.pages[slot, index] = page
+        if any(g.pages for g in grants):
+            width = self.pages.shape[1]
+            cells = [g.slot * width + g.first + more for g in grants for more in range(len(g.pages))]
+            cell, page = upload([*cells, *[page for g in grants for page in g.pages]], self.device).view(2, -1)  # [m] each
+            self.pages.view(-1).scatter_(0, cell, page)
 
     def gain(self, slot: Tensor, tokens: Tensor, length: Tensor) -> None:
         """Append tokens [n, D + 1], of which the first `length` [n] count, to the known tokens of `slot` [n]."""

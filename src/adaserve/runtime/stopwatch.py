@@ -38,15 +38,16 @@ class ClockStopwatch:
 
 
 class EventStopwatch:
-    """Records events in the current CUDA stream, so that a lap is the device's time and not that of enqueueing."""
+    """Records events in a CUDA stream, so that a lap is the device's time and not that of enqueueing."""
 
-    def __init__(self) -> None:
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self._stream = stream
         self._marks: list[torch.cuda.Event] = []
 
     def mark(self) -> None:
         """Record an event."""
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(self._stream)
         self._marks.append(event)
 
     def laps(self) -> tuple[float, ...]:
