@@ -150,6 +150,7 @@ class Engine:
         verdict = self._executor.verify(plan, candidates, selected.chosen)  # target: trees and prompt chunks, one pass
         verified = self._clock.now()
         self.learn()  # which may take milliseconds, while a GPU works
+        self._scheduler.publish()
         learned = self._clock.now()
         slo_selected = selected.slo.sum(1).to("cpu", non_blocking=True)  # [n], on the host once commit has waited
         outcome = self._executor.commit(plan, verdict)  # keep accepted KV; tokens reach the host here

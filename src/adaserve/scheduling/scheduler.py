@@ -181,10 +181,12 @@ class Scheduler:
             state.accepted += accepted
             state.drafted += drafted[i]
             progress.append(self._gain(state, tokens, outcome.logprobs[i], now, slot in failed))
-        for item in progress:
-            if item.state.finish is None:
-                self._ledger.publish(item.state)
+        self._ledger.note([item.state for item in progress if item.state.finish is None])
         return progress
+
+    def publish(self) -> None:
+        """Offer the pages that recorded steps filled to later requests, while a device works; what needs it sooner does it itself."""
+        self._ledger.publish()
 
     def usage(self) -> float:
         """Share of the KV pages in use, 0 to 1."""
