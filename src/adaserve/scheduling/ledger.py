@@ -1,5 +1,7 @@
 """PageLedger: which pages each request holds, in the scheduler's terms."""
 
+from collections.abc import Sequence
+
 from adaserve.pages import PagePool
 from adaserve.request import RequestState
 from adaserve.step import PageGrant
@@ -45,8 +47,13 @@ class PageLedger:
         state.cached_tokens = max(state.cached_tokens, computed) if state.preemptions == 0 else state.cached_tokens
         return True
 
+    def short(self, states: Sequence[RequestState], more: int) -> list[RequestState]:
+        """Which of these hold no pages for so many tokens beyond those they know."""
+        size = self._pool.page_size
+        return [s for s in states if len(s.pages) * size < len(s.tokens) + more]
+
     def holds(self, state: RequestState, reach: int) -> bool:
-        """Whether a running request has pages for `reach` tokens already, as it has in most steps."""
+        """Whether a running request has pages for `reach` tokens already."""
         return len(state.pages) * self._pool.page_size >= reach
 
     def grow(self, state: RequestState, reach: int) -> PageGrant | None:

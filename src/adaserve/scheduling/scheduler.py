@@ -170,17 +170,18 @@ class Scheduler:
             if chunk.draws:
                 token, logprobs = next(draws)
                 progress.append(self._gain(state, (token,), logprobs, now, chunk.slot in failed))
-        for i, slot in enumerate(plan.decoding):
-            state, tokens = self._running[slot], outcome.tokens[i]
+        gained = zip(plan.decoding, plan.drafting, drafted, read, outcome.tokens, outcome.logprobs, strict=True)
+        for slot, reads, nodes, proposed, tokens, logprobs in gained:
+            state = self._running[slot]
             known, accepted = len(state.tokens), len(tokens) - 1
             state.computed = known + accepted
-            if plan.drafting[i] is not None and plan.depth:
+            if reads is not None and plan.depth:
                 # Nodes of the last depth, and those that look-up alone proposed, were never fed to the draft model.
-                state.draft_computed = known + min(read[i], plan.depth - 1)
+                state.draft_computed = known + min(proposed, plan.depth - 1)
             state.steps += 1
             state.accepted += accepted
-            state.drafted += drafted[i]
-            progress.append(self._gain(state, tokens, outcome.logprobs[i], now, slot in failed))
+            state.drafted += nodes
+            progress.append(self._gain(state, tokens, logprobs, now, slot in failed))
         self._ledger.note([item.state for item in progress if item.state.finish is None])
         return progress
 
@@ -211,7 +212,7 @@ class Scheduler:
         """Give decoding requests the pages that this step may fill, by slot; pre-empt from the line's end when there are none."""
         grants: dict[int, PageGrant] = {}
         deepest = self._policy.scheduling.deepest
-        for state in tuple(line):
+        for state in self._ledger.short(line, deepest + 1):  # few of them, in most steps
             if not state.is_decoding or self._ledger.holds(state, reach := _reach(state, deepest)):
                 continue
             while state.slot is not None:
