@@ -77,7 +77,7 @@ def test_who_is_behind_bears_steps_that_still_bring_it_to_its_target(produced: i
     st.floats(0.0, 0.5),
 )
 def test_a_chunk_brings_most_in_time_of_all_sizes(steps: list[float], strained: list[tuple[float, float]], worth: float) -> None:
-    costs = [0.0, *accumulate(steps)]
+    costs = np.array([0.0, *accumulate(steps)])
 
     def surplus(rows: int) -> float:
         return worth * rows - sum(share for most, share in strained if max(most, 0.0) < costs[rows])
@@ -93,7 +93,7 @@ def test_a_chunk_brings_most_in_time_of_all_sizes(steps: list[float], strained: 
 )
 def test_no_number_of_prompt_rows_pays_better(rows: int, worth: float, unit: float, enough: int, more: int, saved: float) -> None:
     latency = LatencyModel(replace(PROFILE, prompt_saves_ms_by_rows={1: 0.0, 64: saved}))
-    surplus = [worth * k - price for k, price in enumerate(latency.added(rows, enough + more, unit, prompt=True))]
+    surplus = [worth * k - price for k, price in enumerate(latency.added(rows, enough + more, unit, prompt=True).tolist())]
     assert paying_rows(latency, rows, worth, unit, enough, enough + more) == min(enough, surplus.index(max(surplus)))
 
 
@@ -201,7 +201,7 @@ def test_who_is_lost_needs_nothing_in_a_step() -> None:
 
 @given(st.lists(st.floats(0.01, 1.0), min_size=1, max_size=60), st.integers(0, 60))
 def test_a_thrifty_chunk_takes_half_at_least_and_no_dear_rows(added: list[float], wished: int) -> None:
-    costs = [0.0, *accumulate(added)]
+    costs = np.array([0.0, *accumulate(added)])
     wished = min(wished, len(added))
     found = thrifty(costs, wished, 0.5, 1.1)
     assert wished / 2 <= found <= wished
@@ -211,7 +211,7 @@ def test_a_thrifty_chunk_takes_half_at_least_and_no_dear_rows(added: list[float]
 
 def test_a_thrifty_chunk_stops_at_a_tile() -> None:
     """The row after the thirteenth costs as much as four others."""
-    costs = [0.35 * rows + (1.4 if rows > 13 else 0.0) for rows in range(30)]
+    costs = np.array([0.35 * rows + (1.4 if rows > 13 else 0.0) for rows in range(30)])
     assert [thrifty(costs, wished, 0.5, 1.1) for wished in (0, 1, 12, 13, 16, 20, 29)] == [0, 1, 12, 13, 13, 13, 29]
 
 

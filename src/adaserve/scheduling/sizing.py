@@ -68,5 +68,5 @@ class Sizing:
         if share.token_price is not None:
             nodes = fitting
             if not self.padding.pays_for_room:  # else all that fits is paid for
-                price = self.latency.added(len(decoding) + prompt, nodes, share.token_price)
+                price = tuple(self.latency.added(len(decoding) + prompt, nodes, share.token_price).tolist())
         return Size(room, tuple(drafting), tuple(catch_up), depth, nodes, price, predicted)

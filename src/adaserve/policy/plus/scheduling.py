@@ -4,6 +4,9 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
+import numpy as np
+from numpy.typing import NDArray
+
 from adaserve.latency import LatencyModel
 from adaserve.padding import most_prompt
 from adaserve.policy.adaptive import AdaptiveScheduling
@@ -210,10 +213,8 @@ class PlusScheduling:
         base = scene.latency.predict(StepShape(rows, context, passes))
         least = min(most, self._least)
         limit = stretch * scene.latency.baseline
-        costs = _rising_costs(scene.latency, rows, min(most, max(least, AT_FIRST)))
-        if costs[-1] <= limit and len(costs) <= most:
-            costs = _rising_costs(scene.latency, rows, most)
-        fits = bisect_right(costs, limit) - 1
+        costs = _rising_costs(scene.latency, rows, most)
+        fits = int(costs.searchsorted(limit, side="right")) - 1
         token, by_price = self._yields.seconds_per_token, max(fits, least)
         if token is not None:
             beside = len(scene.decoding) + min(len(scene.decoding), nodes)
@@ -249,9 +250,9 @@ class PlusScheduling:
                 yield most - base, min(1.0, gain / max(1, state.remaining))
 
 
-def _rising_costs(latency: LatencyModel, rows: int, most: int) -> Sequence[float]:
+def _rising_costs(latency: LatencyModel, rows: int, most: int) -> NDArray[np.float64]:
     """Seconds that 0, 1, ... prompt rows add, never less than fewer do: what they save may be more than the next one costs."""
-    return tuple(accumulate(latency.added(rows, most, 1.0, prompt=True), max))
+    return np.maximum.accumulate(latency.added(rows, most, 1.0, prompt=True))
 
 
 def _others(states: Sequence[RequestState], spared: frozenset[str]) -> int:

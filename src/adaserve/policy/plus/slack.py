@@ -1,8 +1,10 @@
 """Slack: how long steps may take for whose sake, what first tokens are worth, and which requests cannot attain any more."""
 
 import math
-from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from adaserve.latency import LatencyModel
 from adaserve.metrics import TTFT_LIMIT_PER_BASELINE
@@ -46,16 +48,18 @@ def waited(backlog: Sequence[RequestState], now: float, baseline: float) -> floa
     return max(0.0, max(shares, default=0.0))
 
 
-def best_chunk(costs: Sequence[float], strained: Iterable[tuple[float, float]], row_worth: float) -> int:
+def best_chunk(costs: NDArray[np.float64], strained: Iterable[tuple[float, float]], row_worth: float) -> int:
     """The number of prompt rows that brings most requests in time, less those that it makes late; the larger of equals.
 
     costs: seconds that 0, 1, ... prompt rows add to the step, from 0, never falling. strained: for each running request the
     seconds that it can bear, and what it counts if they are exceeded. row_worth: what a row counts.
     """
-    order = sorted((max(seconds, 0.0), share) for seconds, share in strained)  # who is behind may be favoured and catch up
+    most = len(costs) - 1
+    # Who bears all of them is never late; who is behind may be favoured and catch up.
+    order = sorted([(max(seconds, 0.0), share) for seconds, share in strained if seconds < costs[most]])
+    borne = costs.searchsorted([seconds for seconds, _ in order], side="right") - 1
     best, found, late = 0.0, 0, 0.0
-    for seconds, share in (*order, (math.inf, 0.0)):  # as many rows as each can bear: fewer bring no more
-        rows = bisect_right(costs, seconds) - 1
+    for rows, (_, share) in zip((*borne.tolist(), most), (*order, (math.inf, 0.0)), strict=True):  # fewer rows bring no more
         surplus = row_worth * rows - late
         if surplus >= best:
             best, found = surplus, rows
@@ -68,19 +72,11 @@ def paying_rows(latency: LatencyModel, rows: int, worth: float, unit: float, eno
 
     worth: of a prompt row, in tokens. unit: seconds that a token is worth.
     """
-
-    def surplus(most: int) -> list[float]:
-        return [worth * k - price for k, price in enumerate(latency.added(rows, most, unit, prompt=True))]
-
-    near = surplus(enough)
-    best = max(near)
-    # Beyond an edge more rows may bring more again; mostly all of them do, if any.
-    if enough < most and (worth * most - latency.added_by_prompt(rows, most, unit) > best or max(surplus(most)) > best):
-        return enough
-    return near.index(best)
+    surplus = worth * np.arange(most + 1) - latency.added(rows, most, unit, prompt=True)
+    return min(enough, int(surplus.argmax()))
 
 
-def thrifty(costs: Sequence[float], wished: int, part: float, nearly: float) -> int:
+def thrifty(costs: NDArray[np.float64], wished: int, part: float, nearly: float) -> int:
     """The largest number of prompt rows, at least that part of those wished, whose rows are about as cheap as they come.
 
     The first rows beyond a tile of a matrix unit, or a graph's size, cost what all the next ones do: they are left for a step
@@ -89,7 +85,6 @@ def thrifty(costs: Sequence[float], wished: int, part: float, nearly: float) -> 
     """
     if not wished:
         return 0
-    sizes = range(wished, max(1, math.ceil(part * wished)) - 1, -1)
-    each = [costs[rows] / rows for rows in sizes]
-    bar = nearly * min(each)
-    return next(rows for rows, cost in zip(sizes, each, strict=True) if cost <= bar)
+    sizes = np.arange(max(1, math.ceil(part * wished)), wished + 1)
+    each = costs[sizes] / sizes
+    return int(sizes[each <= nearly * each.min()][-1])
