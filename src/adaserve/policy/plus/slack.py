@@ -17,20 +17,23 @@ def bearable(state: RequestState, now: float, gain: float, aim: float) -> float 
     Either it is on target after the step, or it attains if every step until its end takes as long: whether it attains is settled
     there, so who has fallen behind makes up for it over all that is left.
     """
-    tpot = state.request.targets.tpot
-    if tpot is None or state.decoding_since is None:
+    request, since = state.request, state.decoding_since
+    tpot = request.targets.tpot
+    if tpot is None or since is None:
         return None
-    pace, spent, left = aim * tpot, now - state.decoding_since, max(1, state.remaining)
-    ahead, gain = pace * (state.produced - 1) - spent, min(gain, left)
+    remaining = state.remaining
+    pace, left = aim * tpot, max(1, remaining)
+    ahead, gain = pace * (request.sampling.max_tokens - remaining - 1) - (now - since), min(gain, left)
     return gain * pace + max(ahead, gain * ahead / left)
 
 
 def is_lost(state: RequestState, now: float, pace: float | None) -> bool:
     """Whether a request will miss its target even if from now on every token takes it only `pace` seconds."""
-    tpot = state.request.targets.tpot
-    if tpot is None or state.decoding_since is None or pace is None:
+    request, since = state.request, state.decoding_since
+    tpot = request.targets.tpot
+    if tpot is None or since is None or pace is None:
         return False
-    return now - state.decoding_since + state.remaining * pace > tpot * (state.request.sampling.max_tokens - 1)
+    return now - since + state.remaining * pace > tpot * (request.sampling.max_tokens - 1)
 
 
 def first_token_due(state: RequestState, baseline: float) -> float:
@@ -54,9 +57,9 @@ def best_chunk(costs: NDArray[np.float64], strained: Iterable[tuple[float, float
     costs: seconds that 0, 1, ... prompt rows add to the step, from 0, never falling. strained: for each running request the
     seconds that it can bear, and what it counts if they are exceeded. row_worth: what a row counts.
     """
-    most = len(costs) - 1
+    most, longest = len(costs) - 1, float(costs[-1])
     # Who bears all of them is never late; who is behind may be favoured and catch up.
-    order = sorted([(max(seconds, 0.0), share) for seconds, share in strained if seconds < costs[most]])
+    order = sorted([(max(seconds, 0.0), share) for seconds, share in strained if seconds < longest])
     borne = costs.searchsorted([seconds for seconds, _ in order], side="right") - 1
     best, found, late = 0.0, 0, 0.0
     for rows, (_, share) in zip((*borne.tolist(), most), (*order, (math.inf, 0.0)), strict=True):  # fewer rows bring no more
