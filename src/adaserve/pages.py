@@ -178,7 +178,9 @@ class PagePool:
             prefix = self._prefix[page]
             if prefix is None or prefix.page != page:
                 raise AssertionError(f"cached page {page} cannot be matched")
-        needed = Counter([*filter(None, self._prefix), *[p.parent for p in self._known.values() if isinstance(p.parent, _Prefix)]])
+        needed = Counter(
+            [*filter(None, self._prefix), *[p.parent for p in self._known.values() if isinstance(p.parent, _Prefix)]]
+        )
         for prefix in self._known.values():
             if prefix.page is not None and self._prefix[prefix.page] is not prefix:
                 raise AssertionError(f"a prefix names page {prefix.page}, which holds something else")

@@ -14,7 +14,7 @@ from adaserve.scheduling.need import need
 from adaserve.scheduling.scheduler import Drafting
 from adaserve.step import READY_LAG, StepPlan
 from tests.scheduling import steps
-from tests.scheduling.steps import CONSTANTS, POLICIES, outcome, request, scheduler, step
+from tests.scheduling.steps import CONSTANTS, POLICIES, outcome, request, scheduler
 
 
 @given(elapsed=st.floats(0, 100), step=st.floats(0.001, 1), tpot=st.floats(0.001, 1), produced=st.integers(1, 200))
@@ -83,14 +83,14 @@ def test_what_a_step_filled_is_found_however_late_it_is_offered(early: bool, can
     """Whether there was time to offer pages or not: who looks for them finds them, also when their request is gone."""
     made = scheduler(constants=replace(CONSTANTS, idle_prompt_rows=100))
     made.admit([request("a", 18)], 0.0)
-    step(made, 0.0)
+    steps.step(made, 0.0)
     if early:
         made.publish()
     if cancelled:
         made.cancel({"a"})
     made.check()
     made.admit([request("b", 18)], 0.1)
-    plan, _ = step(made, 0.2)
+    plan, _ = steps.step(made, 0.2)
     assert [(c.start, c.length) for c in plan.chunks] == [(16, 2)]
     made.check()
 

@@ -6,7 +6,8 @@ one token is decoding: that token is the root of its tree. Any other lag is made
 
 import heapq
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from adaserve.latency import LatencyModel
 from adaserve.padding import Padding
@@ -24,9 +25,8 @@ from adaserve.step import Limits, PageGrant, Placement, StepOutcome, StepPlan, S
 __all__ = ["Drafting", "Progress", "Scheduler"]
 
 
-@dataclass(frozen=True)
-class Progress:
-    """News of one request: the tokens it gained, and in `state.finish` whether it ended."""
+class Progress(NamedTuple):
+    """News of one request: the tokens it gained, and in `state.finish` whether it ended. A tuple, as a Chunk is."""
 
     state: RequestState
     tokens: tuple[int, ...]
@@ -186,7 +186,7 @@ class Scheduler:
         return progress
 
     def publish(self) -> None:
-        """Offer the pages that recorded steps filled to later requests, while a device works; what needs it sooner does it itself."""
+        """Offer the pages that recorded steps filled to later requests; to be called while a device works."""
         self._ledger.publish()
 
     def usage(self) -> float:

@@ -49,26 +49,24 @@ def best_room(
     if not padding.pays_for_room:
         return Room(most, wish.prompt)
 
-    def size(nodes: int, prompt: int) -> int:
-        return padding.whole(padding.trees(wish.requests, min(nodes, usual), nodes), prompt)
-
     sizes = (usual + usual // 8 + 4, usual, usual * 7 // 8, usual * 3 // 4, usual // 2)
-    smallest = size(sizes[-1], 0)
-    price = latency.added(smallest, size(sizes[0], wish.prompt) - smallest, unit).tolist()
+    trees = [padding.trees(wish.requests, min(nodes, usual), nodes) for nodes in sizes]
+    smallest = padding.whole(trees[-1], 0)
+    price = latency.added(smallest, padding.whole(trees[0], wish.prompt) - smallest, unit)
 
     def rooms() -> Iterator[tuple[int, Room]]:
         """Each with the rows that it takes."""
-        for nodes in sizes:
-            trees = padding.trees(wish.requests, min(nodes, usual), nodes)
-            whole = padding.whole(trees, wish.prompt)
+        for nodes, rows in zip(sizes, trees, strict=True):
+            whole = padding.whole(rows, wish.prompt)
             yield whole, Room(nodes, wish.prompt)
-            fewer = padding.prompt_within(trees, whole - 1)
-            if wish.least <= fewer < wish.prompt:
-                yield padding.whole(trees, fewer), Room(nodes, fewer)
+            if wish.least < wish.prompt:
+                fewer = padding.prompt_within(rows, whole - 1)
+                if wish.least <= fewer < wish.prompt:
+                    yield padding.whole(rows, fewer), Room(nodes, fewer)
 
-    def surplus(found: tuple[int, Room]) -> float:
-        rows, room = found
-        return brought(room.nodes, max(usual, 1)) + prompt_worth * room.prompt - price[max(0, rows - smallest)]
+    def surplus(choice: tuple[int, Room]) -> float:
+        rows, room = choice
+        return brought(room.nodes, max(usual, 1)) + prompt_worth * room.prompt - float(price[max(0, rows - smallest)])
 
     paid, best = max(rooms(), key=surplus)
     return Room(min(most, padding.nodes_within(wish.requests, best.prompt, paid)), best.prompt)

@@ -21,10 +21,23 @@ def bearable(state: RequestState, now: float, gain: float, aim: float) -> float 
     tpot = request.targets.tpot
     if tpot is None or since is None:
         return None
-    remaining = state.remaining
-    pace, left = aim * tpot, max(1, remaining)
-    ahead, gain = pace * (request.sampling.max_tokens - remaining - 1) - (now - since), min(gain, left)
-    return gain * pace + max(ahead, gain * ahead / left)
+    remaining, pace = state.remaining, aim * tpot
+    # No calls of min and max: this is asked of every request in every step.
+    left = remaining if remaining > 1 else 1
+    gain = left if left < gain else gain
+    ahead = pace * (request.sampling.max_tokens - remaining - 1) - (now - since)
+    spread = gain * ahead / left
+    return gain * pace + (spread if spread > ahead else ahead)
+
+
+def strained(states: Iterable[RequestState], now: float, base: float, gain: float, aim: float) -> list[tuple[float, float]]:
+    """What those that have a target can bear beside a step of `base` seconds, and how much of its way the step is for each."""
+    found = []
+    for state in states:
+        most = bearable(state, now, gain, aim)
+        if most is not None:
+            found.append((most - base, gain / state.remaining if gain < state.remaining else 1.0))
+    return found
 
 
 def is_lost(state: RequestState, now: float, pace: float | None) -> bool:
@@ -51,15 +64,15 @@ def waited(backlog: Sequence[RequestState], now: float, baseline: float) -> floa
     return max(0.0, max(shares, default=0.0))
 
 
-def best_chunk(costs: NDArray[np.float64], strained: Iterable[tuple[float, float]], row_worth: float) -> int:
+def best_chunk(costs: NDArray[np.float64], slack: Sequence[tuple[float, float]], row_worth: float) -> int:
     """The number of prompt rows that brings most requests in time, less those that it makes late; the larger of equals.
 
-    costs: seconds that 0, 1, ... prompt rows add to the step, from 0, never falling. strained: for each running request the
+    costs: seconds that 0, 1, ... prompt rows add to the step, from 0, never falling. slack: for each running request the
     seconds that it can bear, and what it counts if they are exceeded. row_worth: what a row counts.
     """
     most, longest = len(costs) - 1, float(costs[-1])
     # Who bears all of them is never late; who is behind may be favoured and catch up.
-    order = sorted([(max(seconds, 0.0), share) for seconds, share in strained if seconds < longest])
+    order = sorted([(max(seconds, 0.0), share) for seconds, share in slack if seconds < longest])
     borne = costs.searchsorted([seconds for seconds, _ in order], side="right") - 1
     best, found, late = 0.0, 0, 0.0
     for rows, (_, share) in zip((*borne.tolist(), most), (*order, (math.inf, 0.0)), strict=True):  # fewer rows bring no more
@@ -88,6 +101,6 @@ def thrifty(costs: NDArray[np.float64], wished: int, part: float, nearly: float)
     """
     if not wished:
         return 0
-    sizes = np.arange(max(1, math.ceil(part * wished)), wished + 1)
-    each = costs[sizes] / sizes
-    return int(sizes[each <= nearly * each.min()][-1])
+    least = max(1, math.ceil(part * wished))
+    each = costs[least : wished + 1] / np.arange(least, wished + 1)
+    return least + int(np.flatnonzero(each <= nearly * each.min())[-1])
