@@ -143,12 +143,12 @@ def draft_work(
 ) -> tuple[tuple[int, ...], int]:
     """Rows of each pass of a draft model, and the paged tokens that its attention reads, for a step like this."""
     active = [chunk for chunk in drafting if chunk is not None] if depth else []
-    first = sum(chunk.length for chunk in (*active, *catch_up))
+    first = sum([chunk.length for chunk in active]) + sum([chunk.length for chunk in catch_up])
     if not first:
         return (), 0
     passes = (first, *[len(active) * width] * (depth - 1)) if active else (first,)
-    reach = sum(chunk.start + chunk.length for chunk in active)
-    return passes, reach * len(passes) + sum(chunk.start + chunk.length for chunk in catch_up)
+    reach = sum([chunk.start + chunk.length for chunk in active])
+    return passes, reach * len(passes) + sum([chunk.start + chunk.length for chunk in catch_up])
 
 
 @dataclass(frozen=True)

@@ -177,7 +177,7 @@ class Scheduler:
             state.computed = known + accepted
             if reads is not None and plan.depth:
                 # Nodes of the last depth, and those that look-up alone proposed, were never fed to the draft model.
-                state.draft_computed = known + min(proposed, plan.depth - 1)
+                state.draft_computed = known + (proposed if proposed < plan.depth else plan.depth - 1)
             state.steps += 1
             state.accepted += accepted
             state.drafted += nodes

@@ -36,7 +36,8 @@ def strained(states: Iterable[RequestState], now: float, base: float, gain: floa
     for state in states:
         most = bearable(state, now, gain, aim)
         if most is not None:
-            found.append((most - base, gain / state.remaining if gain < state.remaining else 1.0))
+            left = state.remaining
+            found.append((most - base, gain / left if gain < left else 1.0))
     return found
 
 
