@@ -19,7 +19,7 @@ from adaserve.policy.library import make_policy
 from adaserve.policy.plus.assembly import make_plus
 from adaserve.policy.plus.parts import PlusConstants, PlusParts
 from adaserve.policy.plus.scheduling import MOST_READ, READ_ALONG, PlusScheduling
-from adaserve.policy.plus.slack import bearable, best_chunk, first_token_due, is_lost, paying_rows, thrifty, waited
+from adaserve.policy.plus.slack import bearable, best_chunk, first_token_due, is_lost, paying_rows, strained, thrifty, waited
 from adaserve.policy.policy import Demand, Scene
 from adaserve.profile import Profile
 from adaserve.request import FinishReason, Request, RequestState, SamplingParams, Targets
@@ -95,6 +95,14 @@ def test_no_number_of_prompt_rows_pays_better(rows: int, worth: float, unit: flo
     latency = LatencyModel(replace(PROFILE, prompt_saves_ms_by_rows={1: 0.0, 64: saved}))
     surplus = [worth * k - price for k, price in enumerate(latency.added(rows, enough + more, unit, prompt=True).tolist())]
     assert paying_rows(latency, rows, worth, unit, enough, enough + more) == min(enough, surplus.index(max(surplus)))
+
+
+def test_slack_is_of_those_who_have_a_target_and_never_more_than_their_whole_way() -> None:
+    """What is borne less the step itself; a step may be all that is left of a request's way, and is never more."""
+    near, far, free = decoding("near", produced=7, tpot=0.010), decoding("far", produced=3, tpot=0.010), decoding("free")
+    first, second = strained([near, free, far], 0.005, 0.002, 2.0, 1.0)
+    assert first == (bearable(near, 0.005, 2.0, 1.0) - 0.002, 1.0)
+    assert second == (bearable(far, 0.005, 2.0, 1.0) - 0.002, 2.0 / far.remaining)
 
 
 def test_lost_is_who_cannot_make_it_at_the_best_pace() -> None:
