@@ -249,7 +249,6 @@ def test_added_rows_of_a_prompt_cost_what_prediction_says(rows: int, most: int, 
     for added, seconds in enumerate(model.added(rows, most, 1.0, prompt=True)):
         expected = model.predict(StepShape(rows + added, 0, prompt=added)) - model.predict(StepShape(rows, 0))
         assert seconds == pytest.approx(max(0.0, expected), abs=1e-12)
-        assert seconds == model.added_by_prompt(rows, added, 1.0)
 
 
 @given(

@@ -3,7 +3,18 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaserve.padding import ROWS, GraphPadding, Padding, Unpadded, bucket, most_nodes, most_prompt, places
+from adaserve.padding import (
+    ROWS,
+    GraphPadding,
+    Padding,
+    Unpadded,
+    bucket,
+    bucket_within,
+    most_nodes,
+    most_prompt,
+    places,
+    places_within,
+)
 
 COUNTS = st.integers(0, 600)
 PADDINGS = st.sampled_from([Unpadded(), GraphPadding()])
@@ -15,7 +26,9 @@ def computed(padding: Padding, requests: int, nodes: int, prompt: int) -> int:
 
 @given(COUNTS, COUNTS)
 def test_places_and_buckets_hold_what_they_should_and_never_shrink(low: int, more: int) -> None:
-    assert low <= places(low) <= places(low + more)
+    assert places_within(low) <= low <= places(low) <= places(low + more)
+    assert places(places_within(low)) == places_within(low)
+    assert (bucket_within(low) == low) == (bucket(low) in (low, None)) or low == 0
     for rows in (low, low + more):
         found = bucket(rows)
         assert found in ROWS if rows <= ROWS[-1] else found is None
@@ -40,6 +53,14 @@ def test_further_prompt_rows_are_free_and_the_next_would_not_be(padding: Padding
     assert prompt <= rows <= max(prompt, most)
     assert padding.whole(trees, rows) == padding.whole(trees, prompt)
     assert prompt == 0 or rows >= most or padding.whole(trees, rows + 1) > padding.whole(trees, prompt)
+
+
+@given(PADDINGS, COUNTS, st.integers(0, 1200))
+def test_prompt_rows_within_a_size_fit_and_one_more_would_not(padding: Padding, trees: int, rows: int) -> None:
+    fitting = padding.prompt_within(trees, rows)
+    assert (fitting >= 0) == (trees <= rows)
+    if fitting >= 0:
+        assert padding.whole(trees, fitting) <= rows < padding.whole(trees, fitting + 1)
 
 
 @given(COUNTS, COUNTS, COUNTS, COUNTS)

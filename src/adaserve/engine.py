@@ -155,6 +155,7 @@ class Engine:
         verdict = self._executor.verify(plan, candidates, selected.chosen)  # target: trees and prompt chunks, one pass
         verified = self._clock.now()
         self.learn()  # which may take milliseconds, while a GPU works
+        self._scheduler.publish()
         scheduling = planned - started + self._clock.now() - verified
         slo = selected.slo.sum(1).to("cpu", non_blocking=True)  # [n], on the host once commit has waited
         return ended, Flight(plan, verdict, slo, started, scheduling)

@@ -12,6 +12,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from adaserve.profile import Profile
 from adaserve.stairs import Stairs
 from adaserve.step import PhaseTimes, StepShape
@@ -102,23 +105,16 @@ class LatencyModel:
         """Predicted seconds in which the draft reads so many rows in one pass."""
         return self._draft_factor * self._draft(rows)
 
-    def added(self, rows: int, most: int, unit: float, *, prompt: bool = False) -> tuple[float, ...]:
+    def added(self, rows: int, most: int, unit: float, *, prompt: bool = False) -> NDArray[np.float64]:
         """What 0, 1, ... `most` further rows add to a pass of the target over `rows` of them, in units of `unit` seconds.
 
-        prompt: whether they are a prompt's.
+        prompt: whether they are a prompt's. [most + 1].
         """
         cost = self._verify.run(rows, most)
-        scale = self._verify_factor / unit
+        scale, more = self._verify_factor / unit, cost - cost[0]
         if not prompt:
-            return tuple([scale * (c - cost[0]) for c in cost])
-        least, saved = cost[0], _saved_by(cost, self._savings.run(rows, most), rows)
-        return tuple([scale * more if (more := c - least - s) > 0.0 else 0.0 for c, s in zip(cost, saved, strict=True)])
-
-    def added_by_prompt(self, rows: int, prompt: int, unit: float) -> float:
-        """What so many rows of a prompt add to a pass over `rows` others: the last of the above."""
-        cost, whole = self._verify(rows + prompt), self._savings(rows + prompt)
-        added = cost - self._verify(rows) - _saved(cost, whole, prompt, rows + prompt)
-        return self._verify_factor / unit * max(0.0, added)
+            return scale * more
+        return scale * np.maximum(more - _saved_by(cost, self._savings.run(rows, most), rows), 0.0)
 
     def observe(self, shape: StepShape, times: PhaseTimes) -> None:
         """Learn from a measured step. Times that are not finite, or phases that took no time, teach nothing."""
@@ -170,8 +166,7 @@ def _saved(cost: float, whole: float, prompt: int, rows: int) -> float:
     return min(whole, cost / 2) * min(1.0, prompt / max(1, rows - 1))
 
 
-def _saved_by(costs: Sequence[float], wholes: Sequence[float], rows: int) -> list[float]:
+def _saved_by(costs: NDArray[np.float64], wholes: NDArray[np.float64], rows: int) -> NDArray[np.float64]:
     """What is saved, as above, beside `rows` rows where 0, 1, ... more are a prompt's: without a call for each."""
-    others = max(rows, 1) - 1
-    shares = [0.0, *[prompt / (others + prompt) for prompt in range(1, len(costs))]]
-    return [(w if w < c / 2 else c / 2) * share for c, w, share in zip(costs, wholes, shares, strict=True)]
+    prompt = np.arange(len(costs))
+    return np.minimum(wholes, costs / 2) * (prompt / np.maximum(max(rows, 1) - 1 + prompt, 1))

@@ -24,6 +24,14 @@ class Padding(Protocol):
         """Rows of a pass over so many rows of trees and of prompts."""
         ...
 
+    def nodes_within(self, requests: int, prompt: int, rows: int) -> int:
+        """The most nodes that may be allowed for, and verified, in a pass of at most `rows` rows; below 0 if none fits at all."""
+        ...
+
+    def prompt_within(self, trees: int, rows: int) -> int:
+        """The most prompt rows beside so many of trees in a pass of at most `rows` rows; below 0 if not even these fit."""
+        ...
+
     @property
     def pays_for_room(self) -> bool:
         """Whether nodes that might have been verified are computed like those that are."""
@@ -40,6 +48,14 @@ class Unpadded:
     def whole(self, trees: int, prompt: int) -> int:
         """Their sum."""
         return trees + prompt
+
+    def nodes_within(self, requests: int, prompt: int, rows: int) -> int:
+        """What the others leave."""
+        return rows - requests - prompt
+
+    def prompt_within(self, trees: int, rows: int) -> int:
+        """What the trees leave."""
+        return rows - trees
 
     @property
     def pays_for_room(self) -> bool:
@@ -58,6 +74,15 @@ class GraphPadding:
         """The trees alone, or all up to the next bucket."""
         return trees if prompt == 0 else bucket(trees + prompt) or trees + prompt
 
+    def nodes_within(self, requests: int, prompt: int, rows: int) -> int:
+        """What the others leave of the largest sizes that are no larger."""
+        left = rows if prompt == 0 else bucket_within(rows) - prompt
+        return places_within(left) - places(requests)
+
+    def prompt_within(self, trees: int, rows: int) -> int:
+        """What the trees leave of the largest bucket that is no larger; none, where they fit alone."""
+        return max(bucket_within(rows) - trees, min(rows - trees, 0))
+
     @property
     def pays_for_room(self) -> bool:
         """They are."""
@@ -66,8 +91,18 @@ class GraphPadding:
 
 def places(count: int) -> int:
     """So many requests, rounded up to one of a few numbers, that not every number needs graphs of its own."""
-    step = 1 if count <= 4 else 2 if count <= 8 else 4 if count <= 16 else 8 if count <= 64 else 16
+    step = _places_apart(count)
     return -(-count // step) * step
+
+
+def places_within(count: int) -> int:
+    """The same rounded down."""
+    step = _places_apart(count)
+    return count // step * step
+
+
+def _places_apart(count: int) -> int:
+    return 1 if count <= 4 else 2 if count <= 8 else 4 if count <= 16 else 8 if count <= 64 else 16
 
 
 def bucket(rows: int) -> int | None:
@@ -76,23 +111,19 @@ def bucket(rows: int) -> int | None:
     return ROWS[at] if at < len(ROWS) else None
 
 
+def bucket_within(rows: int) -> int:
+    """The most rows of a pass with prompt chunks that computes no more than so many: a bucket, or any number beyond them."""
+    at = bisect_right(ROWS, rows)
+    return rows if at == len(ROWS) else ROWS[at - 1] if at else 0
+
+
 def most_nodes(padding: Padding, requests: int, prompt: int, rows: int) -> int:
     """The most nodes that may be allowed for in a pass that computes at most `rows` rows; 0 if there is no room for any."""
-    left = max(rows - requests - prompt, 0)
-
-    def computed(nodes: int) -> int:
-        return padding.whole(padding.trees(requests, nodes, nodes), prompt)
-
-    if computed(left) <= rows:  # always so where nothing is padded
-        return left
-    return max(0, bisect_right(range(left), rows, key=computed) - 1)
+    return max(0, padding.nodes_within(requests, prompt, rows))
 
 
 def most_prompt(padding: Padding, trees: int, prompt: int, most: int) -> int:
     """The most prompt rows, from `prompt` to `most`, that cost no more than `prompt` of them beside so many rows of trees."""
     if prompt <= 0 or most <= prompt:
         return prompt
-    limit = padding.whole(trees, prompt)
-    if padding.whole(trees, prompt + 1) > limit:  # always so where nothing is padded
-        return prompt
-    return prompt + bisect_right(range(prompt, most + 1), limit, key=lambda rows: padding.whole(trees, rows)) - 1
+    return min(most, padding.prompt_within(trees, padding.whole(trees, prompt)))

@@ -11,10 +11,9 @@ interned as chains, `(parent prefix, tokens of this page)`, so two pages mean th
 object. Nothing is compared by hash alone, so collisions cannot mix two prompts, and a growing request never rehashes its past.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from weakref import WeakValueDictionary
 
 
 @dataclass(frozen=True)
@@ -32,13 +31,15 @@ class Match:
 
 
 class _Prefix:
-    """All tokens up to the end of one full page. Lives as long as a page or a longer prefix needs it."""
+    """All tokens up to the end of one full page. Known as long as a page or a longer prefix needs it."""
 
-    __slots__ = ("__weakref__", "page", "parent")
+    __slots__ = ("needed", "page", "parent", "tokens")
 
-    def __init__(self, parent: "_Prefix | str") -> None:
+    def __init__(self, parent: "_Prefix | str", tokens: tuple[int, ...]) -> None:
         self.parent = parent  # the salt, for a first page
+        self.tokens = tokens  # of its last page
         self.page: int | None = None  # where match() finds it, when it is published
+        self.needed = 0  # by so many pages and longer prefixes
 
 
 class PagePool:
@@ -58,7 +59,7 @@ class PagePool:
         self._draft_valid = [False] * pages
         self._free = list(range(pages - 1, -1, -1))  # a stack
         self._cached: OrderedDict[int, None] = OrderedDict()  # least recently used first
-        self._known: WeakValueDictionary[tuple[_Prefix | str, tuple[int, ...]], _Prefix] = WeakValueDictionary()
+        self._known: dict[tuple[_Prefix | str, tuple[int, ...]], _Prefix] = {}
 
     @property
     def free(self) -> int:
@@ -177,18 +178,26 @@ class PagePool:
             prefix = self._prefix[page]
             if prefix is None or prefix.page != page:
                 raise AssertionError(f"cached page {page} cannot be matched")
+        needed = Counter(
+            [*filter(None, self._prefix), *[p.parent for p in self._known.values() if isinstance(p.parent, _Prefix)]]
+        )
         for prefix in self._known.values():
             if prefix.page is not None and self._prefix[prefix.page] is not prefix:
                 raise AssertionError(f"a prefix names page {prefix.page}, which holds something else")
+            if not 0 < prefix.needed == needed[prefix]:
+                raise AssertionError(f"a prefix counts {prefix.needed} that need it, and {needed[prefix]} do")
 
     def _name(self, page: int, parent: "_Prefix | str", tokens: tuple[int, ...]) -> None:
         if self._references[page] == 0:
             raise ValueError(f"page {page} is published but nobody holds it")
         prefix = self._known.get((parent, tokens))
         if prefix is None:
-            prefix = self._known[parent, tokens] = _Prefix(parent)
+            prefix = self._known[parent, tokens] = _Prefix(parent, tokens)
+            if isinstance(parent, _Prefix):
+                parent.needed += 1
         if prefix.page is None:
             prefix.page = page
+        prefix.needed += 1
         self._prefix[page] = prefix
 
     def _retire(self, page: int) -> None:
@@ -211,5 +220,13 @@ class PagePool:
         return page
 
     def _clear(self, page: int) -> None:
+        """Forget what a page holds, and the prefixes that nothing needs any more."""
+        prefix: _Prefix | str | None = self._prefix[page]
         self._prefix[page] = None
         self._draft_valid[page] = False
+        while isinstance(prefix, _Prefix):
+            prefix.needed -= 1
+            if prefix.needed:
+                break
+            del self._known[prefix.parent, prefix.tokens]
+            prefix = prefix.parent

@@ -198,6 +198,10 @@ class RequestState:
     accepted: int = 0
     steps: int = 0
     finish: FinishReason | None = None
+    longest: int = field(init=False)  # known tokens at which it ends at the latest
+
+    def __post_init__(self) -> None:
+        self.longest = len(self.request.prompt) + self.request.sampling.max_tokens
 
     @property
     def output(self) -> list[int]:
@@ -212,7 +216,7 @@ class RequestState:
     @property
     def remaining(self) -> int:
         """How many tokens may still be produced."""
-        return self.request.sampling.max_tokens + len(self.request.prompt) - len(self.tokens)
+        return self.longest - len(self.tokens)
 
     @property
     def is_decoding(self) -> bool:

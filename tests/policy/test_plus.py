@@ -19,7 +19,7 @@ from adaserve.policy.library import make_policy
 from adaserve.policy.plus.assembly import make_plus
 from adaserve.policy.plus.parts import PlusConstants, PlusParts
 from adaserve.policy.plus.scheduling import MOST_READ, READ_ALONG, PlusScheduling
-from adaserve.policy.plus.slack import bearable, best_chunk, first_token_due, is_lost, paying_rows, thrifty, waited
+from adaserve.policy.plus.slack import bearable, best_chunk, first_token_due, is_lost, paying_rows, strained, thrifty, waited
 from adaserve.policy.policy import Demand, Scene
 from adaserve.profile import Profile
 from adaserve.request import FinishReason, Request, RequestState, SamplingParams, Targets
@@ -77,7 +77,7 @@ def test_who_is_behind_bears_steps_that_still_bring_it_to_its_target(produced: i
     st.floats(0.0, 0.5),
 )
 def test_a_chunk_brings_most_in_time_of_all_sizes(steps: list[float], strained: list[tuple[float, float]], worth: float) -> None:
-    costs = [0.0, *accumulate(steps)]
+    costs = np.array([0.0, *accumulate(steps)])
 
     def surplus(rows: int) -> float:
         return worth * rows - sum(share for most, share in strained if max(most, 0.0) < costs[rows])
@@ -93,8 +93,16 @@ def test_a_chunk_brings_most_in_time_of_all_sizes(steps: list[float], strained: 
 )
 def test_no_number_of_prompt_rows_pays_better(rows: int, worth: float, unit: float, enough: int, more: int, saved: float) -> None:
     latency = LatencyModel(replace(PROFILE, prompt_saves_ms_by_rows={1: 0.0, 64: saved}))
-    surplus = [worth * k - price for k, price in enumerate(latency.added(rows, enough + more, unit, prompt=True))]
+    surplus = [worth * k - price for k, price in enumerate(latency.added(rows, enough + more, unit, prompt=True).tolist())]
     assert paying_rows(latency, rows, worth, unit, enough, enough + more) == min(enough, surplus.index(max(surplus)))
+
+
+def test_slack_is_of_those_who_have_a_target_and_never_more_than_their_whole_way() -> None:
+    """What is borne less the step itself; a step may be all that is left of a request's way, and is never more."""
+    near, far, free = decoding("near", produced=7, tpot=0.010), decoding("far", produced=3, tpot=0.010), decoding("free")
+    first, second = strained([near, free, far], 0.005, 0.002, 2.0, 1.0)
+    assert first == (bearable(near, 0.005, 2.0, 1.0) - 0.002, 1.0)
+    assert second == (bearable(far, 0.005, 2.0, 1.0) - 0.002, 2.0 / far.remaining)
 
 
 def test_lost_is_who_cannot_make_it_at_the_best_pace() -> None:
@@ -201,7 +209,7 @@ def test_who_is_lost_needs_nothing_in_a_step() -> None:
 
 @given(st.lists(st.floats(0.01, 1.0), min_size=1, max_size=60), st.integers(0, 60))
 def test_a_thrifty_chunk_takes_half_at_least_and_no_dear_rows(added: list[float], wished: int) -> None:
-    costs = [0.0, *accumulate(added)]
+    costs = np.array([0.0, *accumulate(added)])
     wished = min(wished, len(added))
     found = thrifty(costs, wished, 0.5, 1.1)
     assert wished / 2 <= found <= wished
@@ -211,7 +219,7 @@ def test_a_thrifty_chunk_takes_half_at_least_and_no_dear_rows(added: list[float]
 
 def test_a_thrifty_chunk_stops_at_a_tile() -> None:
     """The row after the thirteenth costs as much as four others."""
-    costs = [0.35 * rows + (1.4 if rows > 13 else 0.0) for rows in range(30)]
+    costs = np.array([0.35 * rows + (1.4 if rows > 13 else 0.0) for rows in range(30)])
     assert [thrifty(costs, wished, 0.5, 1.1) for wished in (0, 1, 12, 13, 16, 20, 29)] == [0, 1, 12, 13, 13, 13, 29]
 
 

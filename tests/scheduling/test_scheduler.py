@@ -77,6 +77,24 @@ def test_shared_prefixes_are_computed_once() -> None:
     assert [(c.start, c.length) for c in plan.catch_up] == [(16, 2)]
 
 
+@pytest.mark.parametrize("cancelled", [False, True])
+@pytest.mark.parametrize("early", [False, True])
+def test_what_a_step_filled_is_found_however_late_it_is_offered(early: bool, cancelled: bool) -> None:
+    """Whether there was time to offer pages or not: who looks for them finds them, also when their request is gone."""
+    made = scheduler(constants=replace(CONSTANTS, idle_prompt_rows=100))
+    made.admit([request("a", 18)], 0.0)
+    steps.step(made, 0.0)
+    if early:
+        made.publish()
+    if cancelled:
+        made.cancel({"a"})
+    made.check()
+    made.admit([request("b", 18)], 0.1)
+    plan, _ = steps.step(made, 0.2)
+    assert [(c.start, c.length) for c in plan.chunks] == [(16, 2)]
+    made.check()
+
+
 def test_a_draft_left_behind_catches_up_before_it_speculates() -> None:
     """Steps of depth 0 leave the draft behind; it then computes what it missed, at most READY_LAG tokens beside speculation."""
     # Two rows: Eq. 8 gives depth 0 as long as two requests decode, then depth 1.

@@ -28,4 +28,7 @@ def first_stop(state: RequestState, tokens: Sequence[int]) -> int | None:
     if not stop_ids:
         return None
     least = state.request.sampling.min_tokens - state.produced  # tokens that may not end it
-    return next((i for i, token in enumerate(tokens) if token in stop_ids and i >= least), None)
+    for i, token in enumerate(tokens):  # a plain loop: this is asked of every request in every step
+        if token in stop_ids and i >= least:
+            return i
+    return None

@@ -1,16 +1,23 @@
 """PageLedger: which pages each request holds, in the scheduler's terms."""
 
+from collections.abc import Sequence
+
 from adaserve.pages import PagePool
 from adaserve.request import RequestState
 from adaserve.step import PageGrant
 
 
 class PageLedger:
-    """Gives requests pages for their known tokens and takes them back; offers full pages for reuse if `reuse` says so."""
+    """Gives requests pages for their known tokens and takes them back; offers full pages for reuse if `reuse` says so.
+
+    What a step filled may be offered when there is time for it (`note`, then `publish`): whoever looks for pages, or gives back
+    his own, sees to it first that all of it is.
+    """
 
     def __init__(self, pool: PagePool, reuse: bool) -> None:
         self._pool = pool
         self._reuse = reuse
+        self._noted: list[RequestState] = []  # may have filled pages that are not offered yet
 
     @property
     def usage(self) -> float:
@@ -26,6 +33,7 @@ class PageLedger:
         matched: tuple[int, ...] = ()
         computed = draft_computed = 0
         if self._reuse:
+            self.publish()
             match = self._pool.match(state.tokens, state.request.cache_salt)
             matched, computed, draft_computed = match.pages, match.tokens, match.draft_tokens
         self._pool.acquire(matched)
@@ -39,8 +47,13 @@ class PageLedger:
         state.cached_tokens = max(state.cached_tokens, computed) if state.preemptions == 0 else state.cached_tokens
         return True
 
+    def short(self, states: Sequence[RequestState], more: int) -> list[RequestState]:
+        """Which of these hold no pages for so many tokens beyond those they know."""
+        size = self._pool.page_size
+        return [s for s in states if len(s.pages) * size < len(s.tokens) + more]
+
     def holds(self, state: RequestState, reach: int) -> bool:
-        """Whether a running request has pages for `reach` tokens already, as it has in most steps."""
+        """Whether a running request has pages for `reach` tokens already."""
         return len(state.pages) * self._pool.page_size >= reach
 
     def grow(self, state: RequestState, reach: int) -> PageGrant | None:
@@ -53,15 +66,22 @@ class PageLedger:
         state.pages += fresh
         return grant
 
-    def publish(self, state: RequestState) -> None:
-        """Offer the request's full pages to later requests."""
+    def note(self, states: list[RequestState]) -> None:
+        """Remember that a step computed tokens of these requests, which hold their pages still."""
         if self._reuse:
+            self._noted += states
+
+    def publish(self) -> None:
+        """Offer the full pages of all who were noted to later requests, in the order in which they were."""
+        noted, self._noted = self._noted, []
+        for state in noted:
             self._pool.publish(state.pages, state.tokens, state.request.cache_salt, state.computed, state.draft_computed)
 
     def close(self, state: RequestState, publish: bool) -> None:
-        """Take back everything; what is published stays cached until its page is needed."""
+        """Take back everything; what is published stays cached until its page is needed. publish: what is not yet, too."""
         if publish:
-            self.publish(state)
+            self.note([state])
+        self.publish()
         self._pool.release(state.pages)
         state.pages = []
 

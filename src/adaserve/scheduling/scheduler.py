@@ -6,7 +6,8 @@ one token is decoding: that token is the root of its tree. Any other lag is made
 
 import heapq
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from adaserve.latency import LatencyModel
 from adaserve.padding import Padding
@@ -24,9 +25,8 @@ from adaserve.step import Limits, PageGrant, Placement, StepOutcome, StepPlan, S
 __all__ = ["Drafting", "Progress", "Scheduler"]
 
 
-@dataclass(frozen=True)
-class Progress:
-    """News of one request: the tokens it gained, and in `state.finish` whether it ended."""
+class Progress(NamedTuple):
+    """News of one request: the tokens it gained, and in `state.finish` whether it ended. A tuple, as a Chunk is."""
 
     state: RequestState
     tokens: tuple[int, ...]
@@ -170,21 +170,24 @@ class Scheduler:
             if chunk.draws:
                 token, logprobs = next(draws)
                 progress.append(self._gain(state, (token,), logprobs, now, chunk.slot in failed))
-        for i, slot in enumerate(plan.decoding):
-            state, tokens = self._running[slot], outcome.tokens[i]
+        gained = zip(plan.decoding, plan.drafting, drafted, read, outcome.tokens, outcome.logprobs, strict=True)
+        for slot, reads, nodes, proposed, tokens, logprobs in gained:
+            state = self._running[slot]
             known, accepted = len(state.tokens), len(tokens) - 1
             state.computed = known + accepted
-            if plan.drafting[i] is not None and plan.depth:
+            if reads is not None and plan.depth:
                 # Nodes of the last depth, and those that look-up alone proposed, were never fed to the draft model.
-                state.draft_computed = known + min(read[i], plan.depth - 1)
+                state.draft_computed = known + (proposed if proposed < plan.depth else plan.depth - 1)
             state.steps += 1
             state.accepted += accepted
-            state.drafted += drafted[i]
-            progress.append(self._gain(state, tokens, outcome.logprobs[i], now, slot in failed))
-        for item in progress:
-            if item.state.finish is None:
-                self._ledger.publish(item.state)
+            state.drafted += nodes
+            progress.append(self._gain(state, tokens, logprobs, now, slot in failed))
+        self._ledger.note([item.state for item in progress if item.state.finish is None])
         return progress
+
+    def publish(self) -> None:
+        """Offer the pages that recorded steps filled to later requests; to be called while a device works."""
+        self._ledger.publish()
 
     def usage(self) -> float:
         """Share of the KV pages in use, 0 to 1."""
@@ -209,7 +212,7 @@ class Scheduler:
         """Give decoding requests the pages that this step may fill, by slot; pre-empt from the line's end when there are none."""
         grants: dict[int, PageGrant] = {}
         deepest = self._policy.scheduling.deepest
-        for state in tuple(line):
+        for state in self._ledger.short(line, deepest + 1):  # few of them, in most steps
             if not state.is_decoding or self._ledger.holds(state, reach := _reach(state, deepest)):
                 continue
             while state.slot is not None:

@@ -45,7 +45,8 @@ class Sizing:
         self, share: RowShare, decoding: Sequence[RequestState], chunks: Sequence[Chunk], running: Mapping[int, RequestState]
     ) -> Size:
         """The size of a step in which these requests decode beside these chunks of prompts; running: all requests by slot."""
-        room = tuple([0 if s.request.id in share.spared else min(s.remaining - 1, share.depth) for s in decoding])
+        deepest, spared = share.depth, share.spared
+        room = tuple([0 if s.request.id in spared else deepest if s.remaining > deepest else s.remaining - 1 for s in decoding])
         drafting: list[Chunk | None] = [None] * len(decoding)
         catch_up: list[Chunk] = []
         if share.depth:
@@ -68,5 +69,5 @@ class Sizing:
         if share.token_price is not None:
             nodes = fitting
             if not self.padding.pays_for_room:  # else all that fits is paid for
-                price = self.latency.added(len(decoding) + prompt, nodes, share.token_price)
+                price = tuple(self.latency.added(len(decoding) + prompt, nodes, share.token_price).tolist())
         return Size(room, tuple(drafting), tuple(catch_up), depth, nodes, price, predicted)

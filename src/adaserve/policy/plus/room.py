@@ -7,8 +7,7 @@ around the usual one are compared by what they are expected to bring, and the no
                               ^ half ... a few more than usual ^ as wished, or as many as the next smaller size holds
 """
 
-from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from adaserve.latency import LatencyModel
@@ -50,27 +49,24 @@ def best_room(
     if not padding.pays_for_room:
         return Room(most, wish.prompt)
 
-    def size(nodes: int, prompt: int) -> int:
-        return padding.whole(padding.trees(wish.requests, min(nodes, usual), nodes), prompt)
-
     sizes = (usual + usual // 8 + 4, usual, usual * 7 // 8, usual * 3 // 4, usual // 2)
-    smallest = size(sizes[-1], 0)
-    price = latency.added(smallest, size(sizes[0], wish.prompt) - smallest, unit)
+    trees = [padding.trees(wish.requests, min(nodes, usual), nodes) for nodes in sizes]
+    smallest = padding.whole(trees[-1], 0)
+    price = latency.added(smallest, padding.whole(trees[0], wish.prompt) - smallest, unit)
 
-    def surplus(room: Room) -> float:
-        cost = price[max(0, size(room.nodes, room.prompt) - smallest)]
-        return brought(room.nodes, max(usual, 1)) + prompt_worth * room.prompt - cost
+    def rooms() -> Iterator[tuple[int, Room]]:
+        """Each with the rows that it takes."""
+        for nodes, rows in zip(sizes, trees, strict=True):
+            whole = padding.whole(rows, wish.prompt)
+            yield whole, Room(nodes, wish.prompt)
+            if wish.least < wish.prompt:
+                fewer = padding.prompt_within(rows, whole - 1)
+                if wish.least <= fewer < wish.prompt:
+                    yield padding.whole(rows, fewer), Room(nodes, fewer)
 
-    def rooms() -> list[Room]:
-        found = []
-        for nodes in sizes:
-            found.append(Room(nodes, wish.prompt))
-            whole = size(nodes, wish.prompt)
-            if wish.least < wish.prompt and size(nodes, wish.least) < whole:
-                fewer = bisect_right(range(wish.least, wish.prompt), whole - 1, key=lambda rows: size(nodes, rows))
-                found.append(Room(nodes, wish.least + fewer - 1))
-        return found
+    def surplus(choice: tuple[int, Room]) -> float:
+        rows, room = choice
+        return brought(room.nodes, max(usual, 1)) + prompt_worth * room.prompt - float(price[max(0, rows - smallest)])
 
-    best = max(rooms(), key=surplus)
-    paid = size(best.nodes, best.prompt)
-    return Room(bisect_right(range(most + 1), paid, key=lambda nodes: size(nodes, best.prompt)) - 1, best.prompt)
+    paid, best = max(rooms(), key=surplus)
+    return Room(min(most, padding.nodes_within(wish.requests, best.prompt, paid)), best.prompt)

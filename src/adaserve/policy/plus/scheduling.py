@@ -1,8 +1,11 @@
 """Scheduling of `adaserve+`: depth, nodes and prompt rows from what they cost and bring in this very step."""
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
+
+import numpy as np
+from numpy.typing import NDArray
 
 from adaserve.latency import LatencyModel
 from adaserve.padding import most_prompt
@@ -11,7 +14,7 @@ from adaserve.policy.plus.calibration import Calibration
 from adaserve.policy.plus.offers import Offer, best_depth, offers_of, worth
 from adaserve.policy.plus.parts import PlusConstants, PlusParts
 from adaserve.policy.plus.room import Wish, best_room
-from adaserve.policy.plus.slack import bearable, best_chunk, is_lost, paying_rows, thrifty, waited
+from adaserve.policy.plus.slack import bearable, best_chunk, is_lost, paying_rows, strained, thrifty, waited
 from adaserve.policy.plus.yields import Yields
 from adaserve.policy.policy import Demand, RowShare, Scene
 from adaserve.request import Request, RequestState
@@ -203,25 +206,24 @@ class PlusScheduling:
             return c.idle_prompt_rows
         rows = scene.padding.trees(len(scene.decoding), nodes, nodes)
         most, stretch = c.prompt_rows, c.prompt_stretch
-        if not any(self._strained(scene.decoding, scene.now, lost, 0.0, 1.0)):  # nobody has a target to keep
+        pursuing = [s for s in scene.decoding if s.request.id not in lost] if lost else scene.decoding
+        if all(bearable(s, scene.now, 1.0, c.pace) is None for s in pursuing):  # nobody has a target to keep
             most, stretch = max(most, min(c.idle_prompt_rows, scene.latency.longest - rows)), 2 * stretch
         most = min(most, waiting)
         passes = (len(scene.decoding), *[len(scene.decoding) * width] * (depth - 1)) if depth else ()
         base = scene.latency.predict(StepShape(rows, context, passes))
         least = min(most, self._least)
         limit = stretch * scene.latency.baseline
-        costs = _rising_costs(scene.latency, rows, min(most, max(least, AT_FIRST)))
-        if costs[-1] <= limit and len(costs) <= most:
-            costs = _rising_costs(scene.latency, rows, most)
-        fits = bisect_right(costs, limit) - 1
+        costs = _rising_costs(scene.latency, rows, most)
+        fits = int(costs.searchsorted(limit, side="right")) - 1
         token, by_price = self._yields.seconds_per_token, max(fits, least)
         if token is not None:
             beside = len(scene.decoding) + min(len(scene.decoding), nodes)
             by_price = paying_rows(scene.latency, beside, c.prompt_worth, token, by_price, most)
         fitting = costs[: min(fits, by_price) + 1]
-        strained = self._strained(scene.decoding, scene.now, lost, base, 1 + sum(self._yields.accepted[:depth]))
+        slack = strained(pursuing, scene.now, base, 1 + sum(self._yields.accepted[:depth]), c.pace)
         row_worth = waited(scene.backlog, scene.now, scene.latency.baseline) ** c.patience * len(scene.backlog) / waiting
-        wished = max(best_chunk(fitting, strained, row_worth), least)
+        wished = max(best_chunk(fitting, slack, row_worth), least)
         return wished if wished == waiting else max(least, thrifty(costs, wished, c.chunk_part, c.chunk_cheap))
 
     def _catch_up(self, scene: Scene, context: int, lost: frozenset[str], spared: frozenset[str], depth: int) -> int:
@@ -234,24 +236,16 @@ class PlusScheduling:
         others = [s for s, lag in zip(drafted, lags, strict=True) if lag <= READY_LAG]
         latency, ready = scene.latency, len(others)
         base = latency.predict(StepShape(len(scene.decoding), context, (ready,) * depth if ready else ()))
-        borne = [seconds for seconds, _ in self._strained(others, scene.now, lost, base, 1 + sum(self._yields.accepted[:depth]))]
+        pursuing, gain = [s for s in others if s.request.id not in lost], 1 + sum(self._yields.accepted[:depth])
+        borne = [seconds for seconds, _ in strained(pursuing, scene.now, base, gain, self._constants.pace)]
         longest = latency.reading(ready + READ_ALONG) + max(self._constants.catching_up * base, min(borne, default=base))
         rows = range(READ_ALONG, min(behind, MOST_READ) + 1)
         return rows[max(1, bisect_right(rows, longest, key=lambda more: latency.reading(ready + more))) - 1]
 
-    def _strained(
-        self, states: Sequence[RequestState], now: float, lost: frozenset[str], base: float, gain: float
-    ) -> Iterator[tuple[float, float]]:
-        """What each running request can bear beside a step of `base` seconds, and how much of its way the step is."""
-        for state in states:
-            most = None if state.request.id in lost else bearable(state, now, gain, self._constants.pace)
-            if most is not None:
-                yield most - base, min(1.0, gain / max(1, state.remaining))
 
-
-def _rising_costs(latency: LatencyModel, rows: int, most: int) -> Sequence[float]:
+def _rising_costs(latency: LatencyModel, rows: int, most: int) -> NDArray[np.float64]:
     """Seconds that 0, 1, ... prompt rows add, never less than fewer do: what they save may be more than the next one costs."""
-    return tuple(accumulate(latency.added(rows, most, 1.0, prompt=True), max))
+    return np.maximum.accumulate(latency.added(rows, most, 1.0, prompt=True))
 
 
 def _others(states: Sequence[RequestState], spared: frozenset[str]) -> int:

@@ -1,8 +1,10 @@
 """Slack: how long steps may take for whose sake, what first tokens are worth, and which requests cannot attain any more."""
 
 import math
-from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from adaserve.latency import LatencyModel
 from adaserve.metrics import TTFT_LIMIT_PER_BASELINE
@@ -15,20 +17,37 @@ def bearable(state: RequestState, now: float, gain: float, aim: float) -> float 
     Either it is on target after the step, or it attains if every step until its end takes as long: whether it attains is settled
     there, so who has fallen behind makes up for it over all that is left.
     """
-    tpot = state.request.targets.tpot
-    if tpot is None or state.decoding_since is None:
+    request, since = state.request, state.decoding_since
+    tpot = request.targets.tpot
+    if tpot is None or since is None:
         return None
-    pace, spent, left = aim * tpot, now - state.decoding_since, max(1, state.remaining)
-    ahead, gain = pace * (state.produced - 1) - spent, min(gain, left)
-    return gain * pace + max(ahead, gain * ahead / left)
+    remaining, pace = state.remaining, aim * tpot
+    # No calls of min and max: this is asked of every request in every step.
+    left = remaining if remaining > 1 else 1
+    gain = left if left < gain else gain
+    ahead = pace * (request.sampling.max_tokens - remaining - 1) - (now - since)
+    spread = gain * ahead / left
+    return gain * pace + (spread if spread > ahead else ahead)
+
+
+def strained(states: Iterable[RequestState], now: float, base: float, gain: float, aim: float) -> list[tuple[float, float]]:
+    """What those that have a target can bear beside a step of `base` seconds, and how much of its way the step is for each."""
+    found = []
+    for state in states:
+        most = bearable(state, now, gain, aim)
+        if most is not None:
+            left = state.remaining
+            found.append((most - base, gain / left if gain < left else 1.0))
+    return found
 
 
 def is_lost(state: RequestState, now: float, pace: float | None) -> bool:
     """Whether a request will miss its target even if from now on every token takes it only `pace` seconds."""
-    tpot = state.request.targets.tpot
-    if tpot is None or state.decoding_since is None or pace is None:
+    request, since = state.request, state.decoding_since
+    tpot = request.targets.tpot
+    if tpot is None or since is None or pace is None:
         return False
-    return now - state.decoding_since + state.remaining * pace > tpot * (state.request.sampling.max_tokens - 1)
+    return now - since + state.remaining * pace > tpot * (request.sampling.max_tokens - 1)
 
 
 def first_token_due(state: RequestState, baseline: float) -> float:
@@ -46,16 +65,18 @@ def waited(backlog: Sequence[RequestState], now: float, baseline: float) -> floa
     return max(0.0, max(shares, default=0.0))
 
 
-def best_chunk(costs: Sequence[float], strained: Iterable[tuple[float, float]], row_worth: float) -> int:
+def best_chunk(costs: NDArray[np.float64], slack: Sequence[tuple[float, float]], row_worth: float) -> int:
     """The number of prompt rows that brings most requests in time, less those that it makes late; the larger of equals.
 
-    costs: seconds that 0, 1, ... prompt rows add to the step, from 0, never falling. strained: for each running request the
+    costs: seconds that 0, 1, ... prompt rows add to the step, from 0, never falling. slack: for each running request the
     seconds that it can bear, and what it counts if they are exceeded. row_worth: what a row counts.
     """
-    order = sorted((max(seconds, 0.0), share) for seconds, share in strained)  # who is behind may be favoured and catch up
+    most, longest = len(costs) - 1, float(costs[-1])
+    # Who bears all of them is never late; who is behind may be favoured and catch up.
+    order = sorted([(max(seconds, 0.0), share) for seconds, share in slack if seconds < longest])
+    borne = costs.searchsorted([seconds for seconds, _ in order], side="right") - 1
     best, found, late = 0.0, 0, 0.0
-    for seconds, share in (*order, (math.inf, 0.0)):  # as many rows as each can bear: fewer bring no more
-        rows = bisect_right(costs, seconds) - 1
+    for rows, (_, share) in zip((*borne.tolist(), most), (*order, (math.inf, 0.0)), strict=True):  # fewer rows bring no more
         surplus = row_worth * rows - late
         if surplus >= best:
             best, found = surplus, rows
@@ -68,19 +89,11 @@ def paying_rows(latency: LatencyModel, rows: int, worth: float, unit: float, eno
 
     worth: of a prompt row, in tokens. unit: seconds that a token is worth.
     """
-
-    def surplus(most: int) -> list[float]:
-        return [worth * k - price for k, price in enumerate(latency.added(rows, most, unit, prompt=True))]
-
-    near = surplus(enough)
-    best = max(near)
-    # Beyond an edge more rows may bring more again; mostly all of them do, if any.
-    if enough < most and (worth * most - latency.added_by_prompt(rows, most, unit) > best or max(surplus(most)) > best):
-        return enough
-    return near.index(best)
+    surplus = worth * np.arange(most + 1) - latency.added(rows, most, unit, prompt=True)
+    return min(enough, int(surplus.argmax()))
 
 
-def thrifty(costs: Sequence[float], wished: int, part: float, nearly: float) -> int:
+def thrifty(costs: NDArray[np.float64], wished: int, part: float, nearly: float) -> int:
     """The largest number of prompt rows, at least that part of those wished, whose rows are about as cheap as they come.
 
     The first rows beyond a tile of a matrix unit, or a graph's size, cost what all the next ones do: they are left for a step
@@ -89,7 +102,6 @@ def thrifty(costs: Sequence[float], wished: int, part: float, nearly: float) -> 
     """
     if not wished:
         return 0
-    sizes = range(wished, max(1, math.ceil(part * wished)) - 1, -1)
-    each = [costs[rows] / rows for rows in sizes]
-    bar = nearly * min(each)
-    return next(rows for rows, cost in zip(sizes, each, strict=True) if cost <= bar)
+    least = max(1, math.ceil(part * wished))
+    each = costs[least : wished + 1] / np.arange(least, wished + 1)
+    return least + int(np.flatnonzero(each <= nearly * each.min())[-1])
