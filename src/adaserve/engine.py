@@ -88,7 +88,7 @@ class Engine:
         self._baseline = baseline
         self._inbox = Inbox()
         self._flight: Flight | None = None  # the next step, if it was begun
-        self._last: StepOutcome | None = None  # of the last step, which the policy has not learned from yet
+        self._last: StepOutcome | None = None  # of the last step, which nobody has learned from yet
 
     @property
     def clock(self) -> Clock:
@@ -129,7 +129,6 @@ class Engine:
         recorded = self._clock.now()
         times = replace(outcome.times, schedule=flight.scheduling + recorded - now)
         outcome = replace(outcome, times=times.within(recorded - flight.started))
-        self._latency.observe(outcome.shape, outcome.times)
         self._last = outcome
         slo_selected = tuple(flight.slo.tolist()[: len(flight.plan.decoding)])
         news = _news(ended + progress)
@@ -161,9 +160,12 @@ class Engine:
         return ended, Flight(plan, verdict, slo, started, scheduling)
 
     def learn(self) -> None:
-        """Let the policy learn from the last step, if it has not yet; a step does so for the one before it."""
+        """Learn from the last step, if that was not done yet: what steps take, and what the policy learns."""
         last, self._last = self._last, None
-        if last is not None and self._policy.learner is not None:
+        if last is None:
+            return
+        self._latency.observe(last.shape, last.times)
+        if self._policy.learner is not None:
             self._policy.learner.learn(last)
 
     def _report(
