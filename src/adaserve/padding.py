@@ -9,8 +9,8 @@ The host fixes these sizes before the device has chosen its nodes, so what is al
 from bisect import bisect_left, bisect_right
 from typing import Protocol
 
-ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 80, 96, 112, 128, 144, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448, 480, 512)
-"""Buckets of rows of a pass with prompt chunks. Larger passes are long enough to be launched as they come."""
+ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, *range(64, 320, 16), *range(320, 513, 32))
+"""Buckets of rows of a pass that is captured by itself. Larger passes are long enough to be launched as they come."""
 
 
 class Padding(Protocol):
@@ -102,7 +102,7 @@ def places_within(count: int) -> int:
 
 
 def _places_apart(count: int) -> int:
-    return 1 if count <= 4 else 2 if count <= 8 else 4 if count <= 16 else 8 if count <= 64 else 16
+    return 1 if count <= 4 else 2 if count <= 8 else 4 if count <= 16 else 8 if count <= 64 else 16 if count <= 320 else 32
 
 
 def bucket(rows: int) -> int | None:

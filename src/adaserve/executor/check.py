@@ -1,7 +1,7 @@
 """The target's check of draft trees: one pass over them and the prompt chunks, a draw at every row, and the walk.
 
-On a GPU this is one captured call. Prompt chunks are of too many sizes for that: with any it is three, and only the pass depends
-on how long they are:
+On a GPU this is one captured call while there are few rows. Prompt chunks, and the trees of many requests, are of too many sizes
+for that. Then it is three, and capturing the pass, which takes longest, does not depend on what its rows are:
 
     rows of the trees | the pass, for buckets of sizes | draw, walk, and keeping what was accepted
 """
@@ -28,6 +28,9 @@ from adaserve.speculation.drafter import Drafter
 from adaserve.speculation.verifier import verify
 from adaserve.step import StepPlan
 from adaserve.tree import MAX_NODES, CandidateTree, DraftTree
+
+WHOLE = 64
+"""Most rows of trees that are checked in one captured call."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class TreeCheck:
         if len(chosen) < count:
             candidates, chosen = candidates.resized(count), pad(chosen, (0, 0, 0, count - len(chosen)))
         padded = chosen, *vars(candidates).values()
-        if not plan.chunks:
+        if not plan.chunks and size <= WHOLE:
             bound = reach(longest)
 
             def check(slot: Tensor, chosen: Tensor, *proposed: Tensor) -> Trace:
