@@ -1,12 +1,21 @@
-"""What a step's results mean for a request: which token ends it, and how much of what it gained the draft model has read."""
+"""What a step's results mean for a request: its news, which token ends it, and how much of it the draft model has read."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from adaserve.request import RequestState
-from adaserve.step import Drafted
+from adaserve.step import Drafted, TokenLogprobs
 from adaserve.tree import Source
 
 NGRAM = int(Source.NGRAM)
+
+
+class Progress(NamedTuple):
+    """News of one request: the tokens it gained, and in `state.finish` whether it ended. A tuple, as a Chunk is."""
+
+    state: RequestState
+    tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 def drafted_and_read(drafted: Drafted, requests: int) -> tuple[list[int], list[int]]:

@@ -7,7 +7,6 @@ one token is decoding: that token is the root of its tree. Any other lag is made
 import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 from adaserve.latency import LatencyModel
 from adaserve.padding import Padding
@@ -16,21 +15,13 @@ from adaserve.policy.policy import Demand, Policy, RowShare, Scene
 from adaserve.request import FinishReason, Request, RequestState
 from adaserve.scheduling.chunks import chunks_of
 from adaserve.scheduling.drafting import Drafting, slot_of
-from adaserve.scheduling.gains import drafted_and_read, first_stop
+from adaserve.scheduling.gains import Progress, drafted_and_read, first_stop
 from adaserve.scheduling.ledger import PageLedger
 from adaserve.scheduling.need import need
 from adaserve.scheduling.sizing import Sizing
 from adaserve.step import Limits, PageGrant, Placement, StepOutcome, StepPlan, StepShape, TokenLogprobs
 
 __all__ = ["Drafting", "Progress", "Scheduler"]
-
-
-class Progress(NamedTuple):
-    """News of one request: the tokens it gained, and in `state.finish` whether it ended. A tuple, as a Chunk is."""
-
-    state: RequestState
-    tokens: tuple[int, ...]
-    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 class Scheduler:

@@ -54,19 +54,19 @@ def best_room(
     smallest = padding.whole(trees[-1], 0)
     price = latency.added(smallest, padding.whole(trees[0], wish.prompt) - smallest, unit)
 
-    def rooms() -> Iterator[tuple[int, Room]]:
-        """Each with the rows that it takes."""
+    def choices() -> Iterator[tuple[int, int, int]]:
+        """Rows that are computed, and for how many nodes and prompt rows."""
         for nodes, rows in zip(sizes, trees, strict=True):
             whole = padding.whole(rows, wish.prompt)
-            yield whole, Room(nodes, wish.prompt)
+            yield whole, nodes, wish.prompt
             if wish.least < wish.prompt:
                 fewer = padding.prompt_within(rows, whole - 1)
                 if wish.least <= fewer < wish.prompt:
-                    yield padding.whole(rows, fewer), Room(nodes, fewer)
+                    yield padding.whole(rows, fewer), nodes, fewer
 
-    def surplus(choice: tuple[int, Room]) -> float:
-        rows, room = choice
-        return brought(room.nodes, max(usual, 1)) + prompt_worth * room.prompt - float(price[max(0, rows - smallest)])
+    def surplus(choice: tuple[int, int, int]) -> float:
+        rows, nodes, prompt = choice
+        return brought(nodes, max(usual, 1)) + prompt_worth * prompt - float(price[max(0, rows - smallest)])
 
-    paid, best = max(rooms(), key=surplus)
-    return Room(min(most, padding.nodes_within(wish.requests, best.prompt, paid)), best.prompt)
+    paid, _, prompt = max(choices(), key=surplus)
+    return Room(min(most, padding.nodes_within(wish.requests, prompt, paid)), prompt)
