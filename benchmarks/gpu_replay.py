@@ -8,6 +8,7 @@ and graphs captured. `--out` gets the report of `adaserve bench`. The last line 
 """
 
 import argparse
+import gc
 import json
 import sys
 from dataclasses import asdict
@@ -31,8 +32,8 @@ from adaserve.measure import measure_profile
 from adaserve.tuning import TUNINGS, machine_constants
 
 PAGE = 16
-WARM_UP = 10.0
-"""Seconds."""
+WARM_UP = 20.0
+"""Seconds: long enough that as many requests run at once as later."""
 
 
 def main() -> int:
@@ -53,6 +54,8 @@ def main() -> int:
     begin = clock.now()
     source = source_from(args)
     parts = _parts(args, clock)
+    gc.collect()
+    gc.freeze()  # as the server's engine process does
     baseline = parts.profile.baseline_ms_per_token / 1e3
     runner = EngineRunner(
         parts,

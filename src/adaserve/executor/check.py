@@ -97,7 +97,7 @@ class TreeCheck:
             return self._draw(tree, CandidateTree(*proposed), plan.depth, traits, hidden, slot_of).without_logits()
 
         batch = self.table.with_chunks(self.capture(("rows", size), rows, slot, *padded), plan.chunks)
-        more = [spare] * (places(len(drawing)) - len(drawing))
+        more = [spare] * (_power(len(drawing)) - len(drawing))
         hidden = _drawing_rows(plan, self.passes(batch, longest), len(more))
         slot_of = stage([*plan.decoding, *idle, *drawing, *more], device)  # [n + C]
         return self.capture(("draw", size, plan.depth, traits), check_rest, hidden, slot_of, *padded)
@@ -148,6 +148,11 @@ def _most_rows(plan: StepPlan, candidates: CandidateTree, count: int) -> int:
     """Rows that the trees of this step can have at most, by what the host knows; count: requests, padding included."""
     nodes = min(max(plan.limits.nodes, 0), len(plan.decoding) * min(candidates.token.shape[1], MAX_NODES))
     return GraphPadding().trees(count, 0, nodes)
+
+
+def _power(count: int) -> int:
+    """So many prompts that are complete, rounded up: few numbers, each of which needs calls of its own."""
+    return 1 << (count - 1).bit_length() if count else 0
 
 
 def _drawing_rows(plan: StepPlan, hidden: Tensor, more: int) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-MOST_GRAPHS = 192
+MOST_GRAPHS = 512
 """Graphs that are kept; beyond, the one that was not used for the longest time goes."""
 REMEMBERED = 4096
 """Keys that were seen once."""

@@ -149,7 +149,8 @@ class GraphPasses:
         given = [batch.token, batch.position, batch.prefix, batch.mask, batch.dest, batch.start, batch.slot]
         places = [*graph.rows[:, :rows].unbind(), graph.start[: groups + 1], graph.slot[:groups]]
         torch._foreach_copy_(places, given)  # one launch for all
-        graph.rows[:, rows:] = self._idle
+        if rows < graph.rows.shape[1]:
+            graph.rows[:, rows:] = self._idle
         graph.start[groups + 1 :].fill_(rows)  # an assigned number would be copied from the host, which waits
 
     def _capture(self, batch: ForwardBatch, size: int, places: int, parts: int) -> _Graph:

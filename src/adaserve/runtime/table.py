@@ -94,6 +94,7 @@ class SamplingTable:
         self.bias, self.stops = SparseRows(slots, device), SparseRows(slots, device)
         self.every_slot = torch.arange(slots, device=device)
         self._traits: dict[int, Traits] = {}
+        self._kinds: dict[Traits, Traits] = {}
 
     def place(self, placement: Placement) -> None:
         """Write a request's parameters to its slot. Token ids outside the vocabulary are left out: they cannot be drawn."""
@@ -101,6 +102,7 @@ class SamplingTable:
         stops = {token: 0.0 for token in placement.stop_ids if token < self.vocab_size}
         bias = {token: number for token, number in sampling.logit_bias.items() if token < self.vocab_size}
         traits = _traits(sampling, bool(bias), bool(stops))
+        traits = self._kinds.setdefault(traits, traits)
         penalties = sampling.presence_penalty, sampling.frequency_penalty, sampling.repetition_penalty
         # Without stop ids there is nothing to forbid, and the row of a former request's ids must not be looked at.
         shortest = placement.prompt_length + sampling.min_tokens if traits.minimum else 0
@@ -122,9 +124,11 @@ class SamplingTable:
 
     def traits(self, slots: tuple[int, ...]) -> Traits:
         """Say what the requests on these slots need together."""
-        union = Traits()
-        for traits in {self._traits[slot] for slot in slots}:
-            union |= traits
+        union = last = Traits()
+        for slot in slots:
+            traits = self._traits[slot]
+            if traits is not last:  # mostly it is, for like traits are one object
+                union, last = union | traits, traits
         return union
 
 

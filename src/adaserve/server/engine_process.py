@@ -4,6 +4,7 @@ Started by the HTTP process as `python -m adaserve.server.engine_process SOCKET`
 engine's inbox, the main one steps. When the socket closes, because the HTTP process stopped or died, this process ends.
 """
 
+import gc
 import os
 import signal
 import socket
@@ -137,6 +138,8 @@ class EngineLoop:
         The wake-up is cleared before each step, so a message that comes during the step is never slept through.
         """
         self._engine = engine = built.engine
+        gc.collect()
+        gc.freeze()  # what was loaded stays: looking through all of it for garbage now and then would stop everybody
         self._wire.send(
             Ready(
                 model_name=built.model_name,
