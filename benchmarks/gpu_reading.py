@@ -9,7 +9,8 @@ from adaserve.attention.paged import prepare
 from adaserve.kernels.gpu import KERNEL_DTYPES
 from adaserve.models.decoder import Decoder
 from adaserve.request import SamplingParams
-from adaserve.runtime.batch import TAIL_ROWS, ForwardBatch
+from adaserve.runtime.batch import TAIL_ROWS
+from adaserve.runtime.joined import Joined
 from adaserve.runtime.passes import GraphPasses, Passes, PlainPasses
 from adaserve.runtime.slots import SlotTable
 from adaserve.step import Chunk, PageGrant, Placement
@@ -20,7 +21,7 @@ PAGE = 16
 class Reader:
     """Texts on the slots of a table, each with its pages, and passes over them; on a GPU graphs, as an engine's are.
 
-    passes: `passes(batch, longest)`, whose result the next call overwrites.
+    passes: `passes(rows, longest)`, whose result the next call overwrites.
     """
 
     def __init__(self, decoder: Decoder, texts: Sequence[Sequence[int]]) -> None:
@@ -35,17 +36,17 @@ class Reader:
         self.passes: Passes = PlainPasses(decoder, self._pool)
         if decoder.device.type == "cuda" and decoder.dtype in KERNEL_DTYPES:
             group = decoder.config.heads // decoder.config.kv_heads
-            prepare(self._pool.keys[0], self._pool.values[0], self.batch([Chunk(count, 0, 1)]), group)
+            prepare(self._pool.keys[0], self._pool.values[0], self.rows([Chunk(count, 0, 1)]).batch(), group)
             self.passes = GraphPasses(decoder, self._pool, self._pool.tail_start + count * TAIL_ROWS)
 
-    def batch(self, chunks: Sequence[Chunk]) -> ForwardBatch:
+    def rows(self, chunks: Sequence[Chunk]) -> Joined:
         """The rows of a pass."""
-        return self._table.known_batch(chunks, self._pool.tail_start)
+        return Joined(self._table, None, chunks, self._pool.tail_start)
 
     @torch.inference_mode()
     def __call__(self, chunks: Sequence[Chunk]) -> Tensor:
         """Hidden states of the chunks' rows, to be read before the next call.  [B, hidden]"""
-        return self.passes(self.batch(chunks), max(chunk.start + chunk.length for chunk in chunks))
+        return self.passes(self.rows(chunks), max(chunk.start + chunk.length for chunk in chunks))
 
 
 def in_passes(chunks: Sequence[Chunk], most: int) -> list[list[Chunk]]:

@@ -44,7 +44,8 @@ from adaserve.models.config import ModelConfig
 from adaserve.models.decoder import Decoder
 from adaserve.profile import budget_from
 from adaserve.request import SamplingParams
-from adaserve.runtime.batch import TAIL_ROWS, ForwardBatch
+from adaserve.runtime.batch import TAIL_ROWS
+from adaserve.runtime.joined import Joined
 from adaserve.runtime.passes import Passes
 from adaserve.runtime.slots import SlotTable
 from adaserve.step import Chunk, Limits, PageGrant, Placement, StepPlan
@@ -91,7 +92,7 @@ def passes(bench: Bench) -> dict[str, Any]:
     for rows in (1, 2, 8, 16, 32, 64, 96, 128, 192, 256) if bench.full else (1, 64, 192):
         n = min(rows, 64)
         chunks = [Chunk(s, context - rows // n, rows // n) for s in range(n)]
-        run = partial(_whole_pass, bench.target, reader.passes, reader.batch(chunks), context)
+        run = partial(_whole_pass, bench.target, reader.passes, reader.rows(chunks), context)
         found[rows], queued[rows] = milliseconds(run, 10), milliseconds(run, 10, queued=True)
         print(f"  pass, {rows:4} rows: {found[rows]:7.2f} ms, queued {queued[rows]:7.2f} ms")
         if rows in (1, 64):
@@ -104,8 +105,8 @@ def passes(bench: Bench) -> dict[str, Any]:
     }
 
 
-def _whole_pass(decoder: Decoder, runner: Passes, batch: ForwardBatch, longest: int) -> None:
-    decoder.logits(runner(batch, longest))
+def _whole_pass(decoder: Decoder, runner: Passes, rows: Joined, longest: int) -> None:
+    decoder.logits(runner(rows, longest))
 
 
 @torch.inference_mode()

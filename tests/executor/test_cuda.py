@@ -11,6 +11,7 @@ from adaserve.models.random import noisy_copy, random_weights, tiny_config
 from adaserve.models.weights import assemble
 from adaserve.policy.library import Overrides
 from adaserve.request import SamplingParams
+from adaserve.runtime.joined import Joined
 from adaserve.runtime.passes import GraphPasses
 from adaserve.runtime.slots import SlotTable
 from adaserve.step import Chunk, PageGrant, Placement
@@ -96,7 +97,7 @@ def test_graphs_compute_what_plain_passes_do(dtype: torch.dtype) -> None:
         if chunks:
             batch = table.known_batch(chunks, pools[0].tail_start)
             with torch.inference_mode():
-                found = passes(batch, max(done)).clone()
+                found = passes(Joined(table, None, chunks, pools[0].tail_start), max(done)).clone()
                 expected = decoder.forward(batch, pools[1])
             tolerance = 1e-4 if dtype == torch.float32 else 0.1
             torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)

@@ -40,8 +40,8 @@ def test_known_rows_equal_their_twin(rng: random.Random, chunks: int):
     slots = [rng.randrange(SLOTS) for _ in range(chunks)]
     lengths = [rng.randint(1, 9) for _ in slots]
     starts = [rng.randint(0, LENGTH - length) for length in lengths]
-    arguments = tokens, pages, PAGE_SIZE, slots, starts, lengths
-    same(places.known_rows(*arguments), places.known_rows_reference(*arguments))
+    known = places.Known(tokens, pages, PAGE_SIZE, slots, starts, lengths)
+    same(tuple(vars(places.known_rows(known)).values()), tuple(vars(places.known_rows_reference(known)).values()))
 
 
 @needs_native

@@ -5,11 +5,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaserve.kernels.trees import edge_prob, pack, picked, walk, walk_reference
-from adaserve.tree import MAX_NODES, CandidateTree
+from adaserve.kernels.trees import edge_prob, pack, picked, picked_reference, walk, walk_reference
+from adaserve.tree import MAX_NODES, ROOT, CandidateTree
 from adaserve.tree import edge_prob as edge_prob_reference
 from adaserve.tree import pack as pack_reference
-from tests.devices import needs_native
+from tests.devices import DEVICE, needs_native, needs_triton
 from tests.oracles.drafts import packed, path_of, random_nodes
 from tests.strategies import candidate_trees, seeds
 from tests.test_tree import random_packing
@@ -64,8 +64,22 @@ def test_picked_trees_are_those_of_their_rows(candidates: CandidateTree, rng: ra
         possible = candidates.depth[row, :kept] <= room[tree]
         assert torch.equal(found.depth[tree], candidates.depth[max(row, 0), :kept])
         if row < 0:
-            assert not found.path_prob[tree].any()
+            assert (found.parent[tree] == ROOT).all() and not found.path_prob[tree].any() and not found.token[tree].any()
             continue
         for name in ("token", "parent", "source"):
             assert torch.equal(getattr(found, name)[tree], getattr(candidates, name)[row, :kept]), name
         assert torch.equal(found.path_prob[tree], torch.where(possible, candidates.path_prob[row, :kept], 0.0))
+
+
+@needs_triton
+@given(candidate_trees(), seeds())
+def test_picking_equals_its_twin(candidates: CandidateTree, rng: random.Random) -> None:
+    from adaserve.kernels import triton_trees
+
+    tree = CandidateTree(*(x.to(DEVICE) for x in vars(candidates).values()))
+    count, columns = tree.token.shape
+    rows = [rng.randrange(-1, count) for _ in range(rng.randint(0, 5))] if count else []
+    arguments = tree, rows, [rng.randint(0, 4) for _ in rows], rng.randint(0, columns)
+    found, expected = triton_trees.picked(*arguments), picked_reference(*arguments)
+    for name, x in vars(found).items():
+        assert torch.equal(x, getattr(expected, name)) and x.dtype == getattr(expected, name).dtype, name

@@ -88,6 +88,6 @@ def test_a_large_pass_is_cut_and_small_ones_are_not(monkeypatch):
     for known in (20, 45):
         batch = batch_of([(known, [])], seed=1)
         pool = decoder.new_pool(pages=PAGES, page_size=PAGE, slots=1)
-        hidden = PlainPasses(Counting(), pool)(batch, known)
+        hidden = PlainPasses(Counting(), pool).plain(batch, known)
         assert hidden.shape == (known, CONFIG.hidden)
     assert seen == [20, 15, 15, 15]

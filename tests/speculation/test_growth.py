@@ -8,6 +8,7 @@ from adaserve.models.decoder import Decoder
 from adaserve.models.random import random_weights, tiny_config
 from adaserve.models.weights import assemble
 from adaserve.request import SamplingParams
+from adaserve.runtime.joined import Joined
 from adaserve.runtime.passes import PlainPasses
 from adaserve.runtime.slots import SlotTable
 from adaserve.speculation.growth import GrowthByPasses, NativeGrowth
@@ -69,7 +70,7 @@ def test_equals_passes(dtype: torch.dtype, n: int, width: int, depth: int, vocab
     assert native is not None
     found = native(chunks, slot, room, table, ranked, depth, width)
     passes = PlainPasses(decoder, pools[1])
-    read = passes(table.known_batch(chunks, pools[1].tail_start), 60)
+    read = passes(Joined(table, None, chunks, pools[1].tail_start), 60)
     roots = read[torch.tensor([chunk.length for chunk in chunks[:n]]).cumsum(0) - 1]
     expected = GrowthByPasses(decoder, pools[1], passes, vocabulary)(roots, slot, room, table, ranked, depth, width, longest=60)
     assert found is not None

@@ -19,6 +19,7 @@ from adaserve.models.decoder import Decoder
 from adaserve.padding import GraphPadding, places
 from adaserve.runtime.batch import ForwardBatch
 from adaserve.runtime.capture import Capture, reach
+from adaserve.runtime.joined import Joined
 from adaserve.runtime.passes import Passes
 from adaserve.runtime.sampling import DrawRows, draw
 from adaserve.runtime.slots import SlotTable
@@ -68,8 +69,8 @@ class TreeCheck:
             slot_of = upload(slots, device)  # [n + C]
             proposed = candidates.resized(n)
             tree = self._pack(size, slot_of[:n], chosen[:n], *vars(proposed).values())
-            batch = self.table.with_chunks(self._rows(tree, slot_of[:n]), plan.chunks)
-            hidden = _drawing_rows(plan, self.passes(batch, longest), 0)
+            joined = Joined(self.table, self._rows(tree, slot_of[:n]), plan.chunks, self.pool.tail_start)
+            hidden = _drawing_rows(plan, self.passes(joined, longest), 0)
             return self._draw(tree, proposed, plan.depth, traits, hidden, slot_of)
 
         count = places(n)
@@ -96,9 +97,10 @@ class TreeCheck:
             tree = self._pack(size, slot_of[:count], chosen, *proposed)  # once more: less than copying what was packed
             return self._draw(tree, CandidateTree(*proposed), plan.depth, traits, hidden, slot_of).without_logits()
 
-        batch = self.table.with_chunks(self.capture(("rows", size), rows, slot, *padded), plan.chunks)
+        trees = self.capture(("rows", size), rows, slot, *padded)
+        joined = Joined(self.table, trees, plan.chunks, self.pool.tail_start)
         more = [spare] * (_power(len(drawing)) - len(drawing))
-        hidden = _drawing_rows(plan, self.passes(batch, longest), len(more))
+        hidden = _drawing_rows(plan, self.passes(joined, longest), len(more))
         slot_of = stage([*plan.decoding, *idle, *drawing, *more], device)  # [n + C]
         return self.capture(("draw", size, plan.depth, traits), check_rest, hidden, slot_of, *padded)
 

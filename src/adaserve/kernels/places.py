@@ -5,6 +5,8 @@ tokens [slots, L], known [slots], pages [slots, P]: as in runtime.slots.SlotTabl
 
 from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -23,44 +25,86 @@ def page_rows(pages: Tensor, page_size: int, slot: Tensor, position: Tensor) -> 
     return pages[slot, position // page_size] * page_size + position % page_size
 
 
-def known_rows_reference(
-    tokens: Tensor, pages: Tensor, page_size: int, slots: Sequence[int], starts: Sequence[int], lengths: Sequence[int]
-) -> tuple[Tensor, Tensor, Tensor]:
+@dataclass(frozen=True)
+class Known:
+    """Chunks of known tokens, of at least one each, and the tables that they stand in; numbers of the chunks are the host's."""
+
+    tokens: Tensor
+    pages: Tensor
+    page_size: int
+    slots: Sequence[int]
+    starts: Sequence[int]
+    lengths: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Laid:
+    """Rows, [R] each, and the start [G + 1] and slot [G] of their groups."""
+
+    rows: Rows
+    start: Tensor
+    slot: Tensor
+
+    def then(self, other: "Laid") -> "Laid":
+        """These rows, then the others: their groups as well."""
+        rows = torch.cat([torch.stack(self.rows), torch.stack(other.rows)], 1)  # [5, R + R']
+        token, position, prefix, mask, dest = rows
+        start = torch.cat([self.start[:-1], other.start + len(self.rows[0])])
+        return Laid((token, position, prefix, mask, dest), start, torch.cat([self.slot, other.slot]))
+
+
+def known_rows_reference(known: Known) -> Laid:
     """The plain torch twin of `known_rows`, for any device."""
-    device = tokens.device
-    owner, first, length = upload([slots, starts, lengths], device)  # [C] each
-    total = sum(lengths)
+    device = known.tokens.device
+    owner, first, length = upload([known.slots, known.starts, known.lengths], device)  # [C] each
+    total = sum(known.lengths)
     slot = owner.repeat_interleave(length, output_size=total)  # [m]
     shift = first - length.cumsum(0) + length  # [C]
     position = torch.arange(total, device=device) + shift.repeat_interleave(length, output_size=total)  # [m]
-    rows = tokens[slot, position], position, position + 1, torch.zeros_like(position), page_rows(pages, page_size, slot, position)
-    start = [0]
-    for count in lengths:
-        start.append(start[-1] + count)
-    return torch.stack(rows), upload(start, device), owner
+    dest = page_rows(known.pages, known.page_size, slot, position)
+    rows = known.tokens[slot, position], position, position + 1, torch.zeros_like(position), dest
+    return Laid(rows, upload([*accumulate(known.lengths, initial=0)], device), owner)
 
 
-def known_rows(
-    tokens: Tensor, pages: Tensor, page_size: int, slots: Sequence[int], starts: Sequence[int], lengths: Sequence[int]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The rows [5, m] of chunks of known tokens, causal by position, as in Rows; then start [C + 1] and slot [C] of their groups.
-
-    Each chunk has at least one row.
-    """
-    if tokens.is_cuda:
-        from adaserve.kernels import triton_places
-
-        return triton_places.known_rows(tokens, pages, page_size, slots, starts, lengths)
+def known_rows(known: Known) -> Laid:
+    """The rows of chunks of known tokens, causal by position; one group a chunk."""
+    tokens, pages = known.tokens, known.pages
     run = native.function("places", "known_rows", "pipipiiip") if native.readable(tokens, pages) else None
     if run is None:
-        return known_rows_reference(tokens, pages, page_size, slots, starts, lengths)
-    total, count = sum(lengths), len(slots)
-    chunks = array("q", [*slots, *starts, *lengths])
+        return known_rows_reference(known)
+    total, count = sum(known.lengths), len(known.slots)
+    chunks = array("q", [*known.slots, *known.starts, *known.lengths])
     out = torch.empty(5 * total + 2 * count + 1, dtype=torch.int64)
-    table = pages.data_ptr(), pages.shape[1], page_size
+    table = pages.data_ptr(), pages.shape[1], known.page_size
     run(chunks.buffer_info()[0], count, tokens.data_ptr(), tokens.shape[1], *table, total, out.data_ptr())
-    rows, start, slot = out.split([5 * total, count + 1, count])
-    return rows.view(5, total), start, slot
+    token, position, prefix, mask, dest, start, slot = out.split([*[total] * 5, count + 1, count])
+    return Laid((token, position, prefix, mask, dest), start, slot)
+
+
+def lay_rows_reference(out: Laid, trees: Laid | None, known: Known, idle: int) -> None:
+    """The plain torch twin of `lay_rows`, for any device."""
+    chunks = known_rows_reference(known)
+    laid = chunks if trees is None else trees.then(chunks)
+    rows, groups = len(laid.rows[0]), len(laid.slot)
+    for place, given, padding in zip(out.rows, laid.rows, (0, 0, 0, 0, idle), strict=True):
+        place[:rows] = given
+        place[rows:].fill_(padding)
+    out.start[: groups + 1] = laid.start
+    out.start[groups + 1 :].fill_(rows)
+    out.slot[:groups] = laid.slot
+
+
+def lay_rows(out: Laid, trees: Laid | None, known: Known, idle: int) -> None:
+    """Write the rows of trees, if there are any, then those of chunks, to `out`, which may hold more: idle ones and empty groups.
+
+    out.rows: those of one tensor [5, R]. idle: the pool row that idle rows write to.
+    """
+    if out.start.is_cuda:
+        from adaserve.kernels import triton_places
+
+        triton_places.lay_rows(out, trees, known, idle)
+    else:
+        lay_rows_reference(out, trees, known, idle)
 
 
 def beam_rows_reference(

@@ -1,4 +1,4 @@
-"""Packing and walking of trees in one call each on a CPU; their twins, some of which are in tree.py, take any device."""
+"""Packing, walking and picking of trees in one call each; their twins, some of which are in tree.py, take any device."""
 
 from array import array
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from adaserve.kernels import native
 from adaserve.runtime.transfer import upload
-from adaserve.tree import MAX_NODES, CandidateTree, DraftTree
+from adaserve.tree import MAX_NODES, ROOT, CandidateTree, DraftTree
 from adaserve.tree import edge_prob as edge_prob_reference
 from adaserve.tree import pack as pack_reference
 
@@ -86,13 +86,27 @@ def edge_prob(candidates: CandidateTree) -> Tensor:
     return edge
 
 
+def picked_reference(tree: CandidateTree, rows: Sequence[int], room: Sequence[int], columns: int) -> CandidateTree:
+    """The plain torch twin of `picked`, for any device."""
+    row, most = upload([rows, room], tree.token.device)[:, :, None]  # [n, 1] each
+    at, real = row[:, 0].clamp(min=0), row >= 0
+    token, parent, depth, path_prob, source = (x[at, :columns] for x in vars(tree).values())
+    return CandidateTree(
+        token=torch.where(real, token, 0),
+        parent=torch.where(real, parent, ROOT),
+        depth=depth,
+        path_prob=torch.where(real & (depth <= most), path_prob, 0.0),
+        source=torch.where(real, source, 0),
+    )
+
+
 def picked(tree: CandidateTree, rows: Sequence[int], room: Sequence[int], columns: int) -> CandidateTree:
     """The first columns of some of the trees, each as deep as its room; padding where a row is below 0.  [n, columns]
 
     tree [p, N], at least one. rows, room [n]: numbers on the host.
     """
-    wanted = [(row, most) if row >= 0 else (0, 0) for row, most in zip(rows, room, strict=True)]
-    numbers = upload([*(row for row, _ in wanted), *(most for _, most in wanted)], tree.token.device)  # [2 n], one copy for both
-    row, most = numbers.view(2, len(wanted), 1)
-    token, parent, depth, path_prob, source = (x[:, :columns].index_select(0, row[:, 0]) for x in vars(tree).values())
-    return CandidateTree(token, parent, depth, path_prob.masked_fill_(depth > most, 0.0), source)
+    if tree.token.is_cuda:
+        from adaserve.kernels import triton_trees
+
+        return triton_trees.picked(tree, rows, room, columns)
+    return picked_reference(tree, rows, room, columns)

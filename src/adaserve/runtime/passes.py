@@ -17,10 +17,12 @@ from torch import Tensor
 
 from adaserve.attention.tiling import splits, tile, tile_count, tile_height
 from adaserve.cache.pool import KVPool
+from adaserve.kernels.places import Laid
 from adaserve.models.decoder import Decoder
 from adaserve.padding import bucket
 from adaserve.runtime.batch import ForwardBatch
 from adaserve.runtime.capture import capture, reach
+from adaserve.runtime.joined import Joined
 
 GROUPS = (1, 2, 4, 8, 16, 32, 48, 72, 96, 144, 272, 528)
 """Buckets of groups: few, for an empty one costs next to nothing. Beside the requests there are padding and prompt chunks."""
@@ -34,7 +36,7 @@ MOST_GRAPHS = 160
 class Passes(Protocol):
     """Runs a decoder's passes over its pool."""
 
-    def __call__(self, batch: ForwardBatch, longest: int) -> Tensor:
+    def __call__(self, rows: Joined, longest: int) -> Tensor:
         """Hidden states [B, hidden] of all rows, to be read before the next pass. longest: at least each row's prefix."""
         ...
 
@@ -58,9 +60,9 @@ class PlainPasses:
         self._decoder = decoder
         self._pool = pool
 
-    def __call__(self, batch: ForwardBatch, longest: int) -> Tensor:
+    def __call__(self, rows: Joined, longest: int) -> Tensor:
         """Run the pass."""
-        return self.plain(batch, longest)
+        return self.plain(rows.batch(), longest)
 
     def plain(self, batch: ForwardBatch, longest: int) -> Tensor:
         """Run the pass."""
@@ -93,15 +95,10 @@ def sheets(batch: ForwardBatch, most: int) -> list[ForwardBatch]:
 
 @dataclass(frozen=True)
 class _Graph:
-    """A captured pass: its inputs in place, and where its result appears.
-
-    rows [5, R]: token, position, prefix, mask, dest; start [G + 1]; slot [G]; hidden [R, hidden]
-    """
+    """A captured pass: its inputs in place, R rows in G groups, and where its result appears, hidden [R, hidden]."""
 
     graph: torch.cuda.CUDAGraph
-    rows: Tensor
-    start: Tensor
-    slot: Tensor
+    inputs: Laid
     hidden: Tensor
 
 
@@ -115,24 +112,23 @@ class GraphPasses:
         self._decoder = decoder
         self._pool = pool
         self._group = decoder.config.heads // decoder.config.kv_heads
-        self._idle = torch.tensor([[0], [0], [0], [0], [idle_row]], device=decoder.device)  # [5, 1]
+        self._idle = idle_row
         self._memory = torch.cuda.graph_pool_handle()  # all graphs share their intermediate tensors: one runs at a time
         self._stream = torch.cuda.Stream(decoder.device)
         self._graphs: dict[tuple[int, int, int], _Graph] = {}
 
-    def __call__(self, batch: ForwardBatch, longest: int) -> Tensor:
+    def __call__(self, rows: Joined, longest: int) -> Tensor:
         """Run the pass."""
-        rows, groups = batch.token.shape[0], batch.slot.shape[0]
-        size, places = bucket(rows), next((places for places in GROUPS if places >= groups), None)
+        size, places = bucket(rows.rows), next((places for places in GROUPS if places >= rows.groups), None)
         if size is None or places is None:
-            return self.plain(batch, longest)
+            return self.plain(rows.batch(), longest)
         programs = tile_count(size, places, tile_height(size, places, self._group)) * self._decoder.config.kv_heads
         key = size, places, splits(programs, reach(longest))
-        found = self._graphs.pop(key, None) or self._capture(batch, *key)
+        found = self._graphs.pop(key, None) or self._capture(rows, *key)
         self._graphs[key] = found  # the latest last
-        self._load(found, batch)
+        rows.lay(found.inputs, self._idle)
         found.graph.replay()
-        return found.hidden[:rows]
+        return found.hidden[: rows.rows]
 
     def plain(self, batch: ForwardBatch, longest: int) -> Tensor:
         """Run the pass as it comes."""
@@ -143,33 +139,25 @@ class GraphPasses:
         """Let go of the graphs."""
         self._graphs.clear()
 
-    def _load(self, graph: _Graph, batch: ForwardBatch) -> None:
-        """Copy a batch to where the graph reads it, and pad it."""
-        rows, groups = batch.token.shape[0], batch.slot.shape[0]
-        given = [batch.token, batch.position, batch.prefix, batch.mask, batch.dest, batch.start, batch.slot]
-        places = [*graph.rows[:, :rows].unbind(), graph.start[: groups + 1], graph.slot[:groups]]
-        torch._foreach_copy_(places, given)  # one launch for all
-        if rows < graph.rows.shape[1]:
-            graph.rows[:, rows:] = self._idle
-        graph.start[groups + 1 :].fill_(rows)  # an assigned number would be copied from the host, which waits
-
-    def _capture(self, batch: ForwardBatch, size: int, places: int, parts: int) -> _Graph:
+    def _capture(self, joined: Joined, size: int, places: int, parts: int) -> _Graph:
         """Capture a pass of these sizes. The first of all runs once before, to have kernels compiled and all set up."""
         if len(self._graphs) >= MOST_GRAPHS:
             del self._graphs[next(iter(self._graphs))]
-        device = batch.token.device
-        numbers = self._idle.repeat(1, size)  # [5, R]
+        device = self._decoder.device
+        numbers = torch.zeros(5, size, dtype=torch.int64, device=device)  # [5, R]
         start = torch.zeros(places + 1, dtype=torch.int64, device=device)  # [G + 1]
         slot = torch.zeros(places, dtype=torch.int64, device=device)  # [G]
         token, position, prefix, mask, dest = numbers
-        static = replace(batch, token=token, position=position, prefix=prefix, mask=mask, dest=dest, start=start, slot=slot)
+        dest.fill_(self._idle)
+        inputs = Laid((token, position, prefix, mask, dest), start, slot)
+        static = joined.table.batch_of(inputs, joined.tail_start)
 
         def run() -> Tensor:
             tiles = tile(static, group=self._group, kv_heads=self._decoder.config.kv_heads, longest=None)
             return self._decoder.forward(replace(static, tiles=replace(tiles, splits=parts)), self._pool)
 
         if not self._graphs:
-            self._load(_Graph(torch.cuda.CUDAGraph(), numbers, start, slot, numbers), batch)
+            joined.lay(inputs, self._idle)
             run()
         graph, hidden = capture(run, self._memory, self._stream)
-        return _Graph(graph, numbers, start, slot, hidden)
+        return _Graph(graph, inputs, hidden)

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from adaserve.kernels.beam_step import Next
 from adaserve.kernels.places import (
+    Known,
+    Laid,
     Rows,
     beam_rows,
     gain_tokens,
@@ -93,8 +95,7 @@ class SlotTable:
 
     def known_batch(self, chunks: Sequence[Chunk], tail_start: int) -> ForwardBatch:
         """Rows of known tokens, causal by position; one group a chunk."""
-        rows, start, slot = self._known_rows(chunks)
-        return self._batch(rows, start, slot, tail_start)
+        return self.batch_of(known_rows(self.chunks(chunks)), tail_start)
 
     def last_batch(self, slot: Tensor, tail_start: int) -> ForwardBatch:
         """The last two known tokens of every slot [n], a group each: what a draft reads to go on, whether it knows the first of
@@ -121,10 +122,12 @@ class SlotTable:
         """The rows of a batch, then those of prompt chunks, causal by position; one group a chunk."""
         if not chunks:
             return batch
-        rows, start, slot = self._known_rows(chunks)
-        trees = torch.stack((batch.token, batch.position, batch.prefix, batch.mask, batch.dest))  # [5, B]
-        start = torch.cat([batch.start[:-1], start + len(batch.token)])
-        return self._batch(torch.cat([trees, rows], 1), start, torch.cat([batch.slot, slot]), batch.tail_start)
+        return self.batch_of(laid_of(batch).then(known_rows(self.chunks(chunks))), batch.tail_start)
+
+    def chunks(self, chunks: Sequence[Chunk]) -> Known:
+        """Chunks of known tokens in these tables."""
+        slots, starts, lengths = [c.slot for c in chunks], [c.start for c in chunks], [c.length for c in chunks]
+        return Known(self.tokens, self.pages, self.page_size, slots, starts, lengths)
 
     def accepted_rows(
         self, tree: DraftTree, accepted: Tensor, place: Tensor, decoding: Tensor, tail_start: int
@@ -150,14 +153,11 @@ class SlotTable:
         """The same from what `beam_step` says of it, in tiles of so many rows and contexts in so many shares."""
         return self._batch(rows.rows, rows.start, slot, tail_start, Tiles(*rows.tiles, height, splits))
 
-    def _known_rows(self, chunks: Sequence[Chunk]) -> tuple[Tensor, Tensor, Tensor]:
-        """The rows [5, m] of the chunks, as in Rows, and start and slot of their groups."""
-        slots, starts, lengths = [c.slot for c in chunks], [c.start for c in chunks], [c.length for c in chunks]
-        return known_rows(self.tokens, self.pages, self.page_size, slots, starts, lengths)
+    def batch_of(self, laid: Laid, tail_start: int) -> ForwardBatch:
+        """Rows that are laid already, as a batch over these tables; not copied."""
+        return self._batch(laid.rows, laid.start, laid.slot, tail_start)
 
-    def _batch(
-        self, rows: Rows | Tensor, start: Tensor, slot: Tensor, tail_start: int, tiles: Tiles | None = None
-    ) -> ForwardBatch:
+    def _batch(self, rows: Rows, start: Tensor, slot: Tensor, tail_start: int, tiles: Tiles | None = None) -> ForwardBatch:
         # Kernels read them by address: a view that repeats one number, as masks of a beam of width 1 are, would not do.
         token, position, prefix, mask, dest = (part.contiguous() for part in rows)
         return ForwardBatch(
@@ -173,3 +173,8 @@ class SlotTable:
             tail_start=tail_start,
             tiles=tiles,
         )
+
+
+def laid_of(batch: ForwardBatch) -> Laid:
+    """The rows of a batch and their groups."""
+    return Laid((batch.token, batch.position, batch.prefix, batch.mask, batch.dest), batch.start, batch.slot)

@@ -21,6 +21,7 @@ from adaserve.kernels.trees import picked
 from adaserve.models.decoder import Decoder
 from adaserve.padding import places
 from adaserve.runtime.capture import Capture, reach
+from adaserve.runtime.joined import Joined
 from adaserve.runtime.passes import Passes
 from adaserve.runtime.slots import SlotTable
 from adaserve.runtime.transfer import stage, upload
@@ -157,7 +158,7 @@ class ModelDrafter:
     def _read(self, chunks: Sequence[Chunk], table: SlotTable) -> None:
         """Compute the draft's keys and values of known tokens."""
         if chunks:
-            self._passes(table.known_batch(chunks, self._pool.tail_start), _reach(chunks))
+            self._passes(Joined(table, None, chunks, self._pool.tail_start), _reach(chunks))
 
     def _growth(self, plan: StepPlan, slots: tuple[int, ...]) -> Growth:
         """The trees that a step grows for these slots; noise costs nothing where nobody draws at random."""
@@ -204,7 +205,7 @@ class ModelDrafter:
             if tree is not None:
                 return tree
         longest = _reach(chunks)
-        hidden = self._passes(table.known_batch(chunks, self._pool.tail_start), longest)  # [B, hidden]
+        hidden = self._passes(Joined(table, None, chunks, self._pool.tail_start), longest)  # [B, hidden]
         if not len(slot):
             return None
         last = [end - 1 for end in accumulate(chunk.length for chunk in chunks[: len(slot)])]  # [a]
