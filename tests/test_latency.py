@@ -246,7 +246,7 @@ def test_rows_of_a_prompt_save_their_share_of_what_a_pass_of_them_saves(shape: S
 @given(st.integers(1, 60), st.integers(0, 40), st.floats(0.0, 2.0))
 def test_added_rows_of_a_prompt_cost_what_prediction_says(rows: int, most: int, saved: float) -> None:
     model = LatencyModel(replace(STAIRS, prompt_saves_ms_by_rows={1: 0.0, 64: saved}))
-    for added, seconds in enumerate(model.added(rows, most, 1.0, prompt=True)):
+    for added, seconds in enumerate(model.added_by_prompts(rows, most, 1.0)):
         expected = model.predict(StepShape(rows + added, 0, prompt=added)) - model.predict(StepShape(rows, 0))
         assert seconds == pytest.approx(max(0.0, expected), abs=1e-12)
 

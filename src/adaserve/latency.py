@@ -105,16 +105,20 @@ class LatencyModel:
         """Predicted seconds in which the draft reads so many rows in one pass."""
         return self._draft_factor * self._draft(rows)
 
-    def added(self, rows: int, most: int, unit: float, *, prompt: bool = False) -> NDArray[np.float64]:
-        """What 0, 1, ... `most` further rows add to a pass of the target over `rows` of them, in units of `unit` seconds.
+    def added(self, rows: int, more: int, unit: float) -> float:
+        """What `more` further rows add to a pass of the target over `rows` of them, in units of `unit` seconds."""
+        return self._verify_factor / unit * (self._verify(rows + more) - self._verify(rows))
 
-        prompt: whether they are a prompt's. [most + 1].
-        """
+    def prices(self, rows: int, most: int, unit: float) -> tuple[float, ...]:
+        """The same of 0, 1, ... `most` further rows, in plain numbers: there are few of them."""
+        time, least, scale = self._verify, self._verify(rows), self._verify_factor / unit
+        return tuple([scale * (time(rows + more) - least) for more in range(most + 1)])
+
+    def added_by_prompts(self, rows: int, most: int, unit: float) -> NDArray[np.float64]:
+        """The same where the further rows are a prompt's: [most + 1]."""
         cost = self._verify.run(rows, most)
-        scale, more = self._verify_factor / unit, cost - cost[0]
-        if not prompt:
-            return scale * more
-        return scale * np.maximum(more - _saved_by(cost, self._savings.run(rows, most), rows), 0.0)
+        saved = _saved_by(cost, self._savings.run(rows, most), rows)
+        return self._verify_factor / unit * np.maximum(cost - cost[0] - saved, 0.0)
 
     def observe(self, shape: StepShape, times: PhaseTimes) -> None:
         """Learn from a measured step. Times that are not finite, or phases that took no time, teach nothing."""

@@ -20,8 +20,6 @@ class Stairs:
         self._log = [0.0] * len(self._rows)
         self._cost = list(self._measured)
         self._slope = [0.0] * len(self._rows)  # from each point on
-        self._table = np.zeros(self._rows[-1] + 1 if self._rows else 0)  # by rows, up to the last point
-        self._steps = np.arange(len(self._table))
         self._settle(0, len(self._rows))
 
     def __call__(self, rows: int) -> float:
@@ -33,14 +31,15 @@ class Stairs:
         return self._cost[left] + self._slope[left] * (rows - self._rows[left])
 
     def run(self, rows: int, most: int) -> NDArray[np.float64]:
-        """The time of `rows`, of one more, ... and of `most` more rows: [most + 1], good until the next correction."""
+        """The time of `rows`, of one more, ... and of `most` more rows: [most + 1]."""
         if not self._rows:
             return np.zeros(most + 1)
-        known, end = len(self._table), rows + most + 1
-        if end <= known:
-            return self._table[rows:end]
-        beyond = self._slope[-1] * (np.arange(max(rows, known), end) - self._rows[-1]) + self._cost[-1]
-        return np.concatenate([self._table[rows:], beyond])
+        at, last = np.arange(rows, rows + most + 1), self._rows[-1]
+        found = np.interp(at, self._rows, self._cost)
+        if rows + most > last:
+            beyond = max(last + 1 - rows, 0)
+            found[beyond:] += self._slope[-1] * (at[beyond:] - last)
+        return found
 
     def nudge(self, rows: int, step: float, bound: float) -> None:
         """Add `step` to the log-corrections around `rows`, shared by nearness; each stays within [-bound, bound]."""
@@ -58,11 +57,7 @@ class Stairs:
         """Work out the slopes from these points on: to the next; after the last as before it or on the whole, never down."""
         last = len(self._rows) - 1
         for left in range(max(begin, 0), min(end, last)):
-            low, high = self._rows[left], self._rows[left + 1]
-            slope = self._slope[left] = (self._cost[left + 1] - self._cost[left]) / (high - low)
-            self._table[low:high] = slope * self._steps[: high - low] + self._cost[left]
+            self._slope[left] = (self._cost[left + 1] - self._cost[left]) / (self._rows[left + 1] - self._rows[left])
         if last > 0:
             whole = (self._cost[last] - self._cost[0]) / (self._rows[last] - self._rows[0])
             self._slope[last] = max(self._slope[last - 1], whole, 0.0)
-        if last >= 0:
-            self._table[: self._rows[0]], self._table[-1] = self._cost[0], self._cost[last]

@@ -49,7 +49,7 @@ def refused_everywhere() -> Recording:
 @pytest.mark.parametrize("rows", [1, 20, 32, 200, 300])
 def test_added_rows_cost_what_prediction_says(rows: int) -> None:
     latency = LatencyModel(PROFILE)
-    for added, seconds in enumerate(latency.added(rows, 90, 2.0)):
+    for added, seconds in enumerate(latency.prices(rows, 90, 2.0)):
         expected = latency.predict(StepShape(rows + added, 0)) - latency.predict(StepShape(rows, 0))
         assert 2.0 * seconds == pytest.approx(expected, abs=1e-12)
 
@@ -93,7 +93,7 @@ def test_a_chunk_brings_most_in_time_of_all_sizes(steps: list[float], strained: 
 )
 def test_no_number_of_prompt_rows_pays_better(rows: int, worth: float, unit: float, enough: int, more: int, saved: float) -> None:
     latency = LatencyModel(replace(PROFILE, prompt_saves_ms_by_rows={1: 0.0, 64: saved}))
-    surplus = [worth * k - price for k, price in enumerate(latency.added(rows, enough + more, unit, prompt=True).tolist())]
+    surplus = [worth * k - price for k, price in enumerate(latency.added_by_prompts(rows, enough + more, unit).tolist())]
     assert paying_rows(latency, rows, worth, unit, enough, enough + more) == min(enough, surplus.index(max(surplus)))
 
 

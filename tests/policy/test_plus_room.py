@@ -51,7 +51,7 @@ def test_no_size_around_the_wish_brings_more(wish: Wish, latency: LatencyModel, 
 
     def surplus(room: Room) -> float:
         base = padding.trees(wish.requests, 0, 0)
-        price = latency.added(base, rows(room) - base, unit)[-1]
+        price = latency.added(base, rows(room) - base, unit)
         return brought(room.nodes, max(1, wish.nodes)) + PROMPT_WORTH * room.prompt - price
 
     found = best_room(wish, padding, latency, brought, unit, PROMPT_WORTH)

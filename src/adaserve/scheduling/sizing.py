@@ -69,5 +69,5 @@ class Sizing:
         if share.token_price is not None:
             nodes = fitting
             if not self.padding.pays_for_room:  # else all that fits is paid for
-                price = tuple(self.latency.added(len(decoding) + prompt, nodes, share.token_price).tolist())
+                price = self.latency.prices(len(decoding) + prompt, nodes, share.token_price)
         return Size(room, tuple(drafting), tuple(catch_up), depth, nodes, price, predicted)

@@ -52,7 +52,6 @@ def best_room(
     sizes = (usual + usual // 8 + 4, usual, usual * 7 // 8, usual * 3 // 4, usual // 2)
     trees = [padding.trees(wish.requests, min(nodes, usual), nodes) for nodes in sizes]
     smallest = padding.whole(trees[-1], 0)
-    price = latency.added(smallest, padding.whole(trees[0], wish.prompt) - smallest, unit)
 
     def choices() -> Iterator[tuple[int, int, int]]:
         """Rows that are computed, and for how many nodes and prompt rows."""
@@ -66,7 +65,7 @@ def best_room(
 
     def surplus(choice: tuple[int, int, int]) -> float:
         rows, nodes, prompt = choice
-        return brought(nodes, max(usual, 1)) + prompt_worth * prompt - float(price[max(0, rows - smallest)])
+        return brought(nodes, max(usual, 1)) + prompt_worth * prompt - latency.added(smallest, max(0, rows - smallest), unit)
 
     paid, _, prompt = max(choices(), key=surplus)
     return Room(min(most, padding.nodes_within(wish.requests, prompt, paid)), prompt)

@@ -245,7 +245,7 @@ class PlusScheduling:
 
 def _rising_costs(latency: LatencyModel, rows: int, most: int) -> NDArray[np.float64]:
     """Seconds that 0, 1, ... prompt rows add, never less than fewer do: what they save may be more than the next one costs."""
-    return np.maximum.accumulate(latency.added(rows, most, 1.0, prompt=True))
+    return np.maximum.accumulate(latency.added_by_prompts(rows, most, 1.0))
 
 
 def _others(states: Sequence[RequestState], spared: frozenset[str]) -> int:

@@ -89,7 +89,7 @@ def paying_rows(latency: LatencyModel, rows: int, worth: float, unit: float, eno
 
     worth: of a prompt row, in tokens. unit: seconds that a token is worth.
     """
-    surplus = worth * np.arange(most + 1) - latency.added(rows, most, unit, prompt=True)
+    surplus = worth * np.arange(most + 1) - latency.added_by_prompts(rows, most, unit)
     return min(enough, int(surplus.argmax()))
 
 
