@@ -76,7 +76,7 @@ class LearningConstants:
 
 @dataclass(frozen=True)
 class PlusConstants:
-    """The numbers of `adaserve+`, found by benchmarks/plus_constants.py and by hand (docs/results.md).
+    """The numbers of `adaserve+`, found by benchmarks/plus_constants.py (docs/results.md).
 
     pace: share of a TPOT target that requests are steered to.
     urgency: how many other tokens a token is worth that a request needs to be on target.
@@ -111,7 +111,7 @@ class PlusConstants:
     patience: float = 5.0
     chunk_part: float = 0.5
     chunk_cheap: float = 1.05
-    prompt_stretch: float = 2.0
+    prompt_stretch: float = 3.0
     free_stretch: float = 4.0
     read_least: int = 64
     read_most: int = 2048
