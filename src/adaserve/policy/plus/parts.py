@@ -97,6 +97,7 @@ class PlusConstants:
         is due.
     reading_rows: prompt tokens yet to compute of those who have slots, from which on nobody else gets one.
     late_turn: of so many admissions one is for the request that has been late longest, if there is one: nobody waits for ever.
+        The more, the more attain, and the longer the late wait.
     """
 
     pace: float = 0.98
@@ -119,5 +120,5 @@ class PlusConstants:
     idle_prompt_rows: int = 512
     reading_margin: float = 1.0
     reading_rows: int = 2048
-    late_turn: int = 8
+    late_turn: int = 16
     learning: LearningConstants = LearningConstants()
