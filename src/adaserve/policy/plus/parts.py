@@ -76,7 +76,7 @@ class LearningConstants:
 
 @dataclass(frozen=True)
 class PlusConstants:
-    """The numbers of `adaserve+`, found by benchmarks/plus_constants.py (docs/results.md).
+    """The numbers of `adaserve+`, found by benchmarks/plus_constants.py; docs/results.md says which were put back by hand.
 
     pace: share of a TPOT target that requests are steered to.
     urgency: how many other tokens a token is worth that a request needs to be on target.
