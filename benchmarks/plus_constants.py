@@ -5,9 +5,13 @@
 They are the same on every machine, so what is searched for must suit them all: a large model on old GPUs and on a new one, as
 planned and as measured, and the demo pair on a CPU, which serves short pieces at its own targets. A case is a trace on a machine
 at a share of urgent requests, under the load at which the constants as they are attain 95% at most. One axis is tried after the
-other, a step down and a step up; kept is what attains more on average over all cases of the search, by at least `--gain`
-points. Then start and end are played on the cases of the check, at loads found in the same way. Drafts are not coupled, for the
-recordings are not. Every trial goes to stderr, a table to stdout; the last line is one JSON object.
+other, a step down and a step up, over all cases of the search and over those of the check, at loads found in the same way. Kept
+is what attains on average at least `--gain` points more on the former, and no less on the latter: so the check can refuse a
+change, and is a little too kind to those that passed. Drafts are not coupled, for the recordings are not. Every trial goes to
+stderr, tables to stdout; the last line is one JSON object.
+
+`--axes` searches some axes alone. Not searched is what bounds work and changes no decision, and the form of the calibration's
+table, which saved calibrations share.
 """
 
 import argparse
@@ -15,9 +19,11 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,7 +39,7 @@ from adaserve.workload import DEMO_MIX, read
 
 GOAL = 0.95
 SHARES = (0.2, 0.6)
-AXES: Mapping[str, Sequence[float]] = {
+AXES: Mapping[str, Sequence[float]] = {  # `learning.` stands before the names of LearningConstants
     "pace": (0.9, 0.94, 0.96, 0.98, 1.0),
     "urgency": (1.0, 1.5, 2.0, 3.0, 4.0, 6.0),
     "prompt_worth": (0.25, 0.35, 0.5, 0.7, 1.0),
@@ -43,12 +49,29 @@ AXES: Mapping[str, Sequence[float]] = {
     "chunk_part": (0.25, 0.5, 0.75, 1.0),
     "chunk_cheap": (1.0, 1.05, 1.1, 1.2, 1.4),
     "prompt_stretch": (1.0, 1.5, 2.0, 3.0, 4.0),
+    "free_stretch": (2.0, 4.0, 8.0),
+    "idle_prompt_rows": (256, 512, 1024),
     "catching_up": (0.0, 0.02, 0.05, 0.1, 0.2),
     "reading_margin": (1.0, 1.3, 1.7, 2.5),
     "reading_rows": (512, 1024, 2048, 4096),
     "depth_max": (2, 3, 4, 6),
     "width_max": (1, 2, 3, 4),
     "draft_rows": (16, 32, 64, 128),
+    "offered_rows": (32, 64, 128),
+    "read_least": (32, 64, 128),
+    "read_most": (512, 2048, 8192),
+    "late_turn": (4, 8, 16),  # ends here: who attains would have the late wait for ever
+    "learning.draft_rate": (0.02, 0.05, 0.1),
+    "learning.token_fade": (0.95, 0.98, 0.99),
+    "learning.hope": (0.0001, 0.0005, 0.002),
+    "learning.first_accepted": (0.5, 0.6, 0.7),
+    "learning.next_accepted": (0.65, 0.75, 0.85),
+    "learning.first_nodes": (0.7, 1.0, 1.5),
+    "learning.further_worth": (0.6, 0.8, 1.0),
+    "learning.trial_fade": (0.995, 0.998, 0.999),
+    "learning.prior_trials": (8.0, 16.0, 32.0),
+    "learning.refit_steps": (8, 16, 32),
+    "learning.reading_rate": (0.05, 0.1, 0.2),
 }
 
 
@@ -128,51 +151,96 @@ def cases(constants: PlusConstants, traces: Sequence[Path], pool: Executor) -> l
     return list(pool.map(partial(loaded, constants), *zip(*found, strict=True)))
 
 
-def search(start: PlusConstants, among: Sequence[Case], pool: Executor, gain: float, rounds: int) -> PlusConstants:
-    """Coordinate search; says every trial on stderr."""
-    best, score = start, _mean(start, among, pool)
-    print(f"start {score:.2%}", file=sys.stderr, flush=True)
-    for _ in range(rounds):
-        before = best
-        for name, values in AXES.items():
-            at = values.index(getattr(best, name))
-            for place in (at - 1, at + 1):
-                if not 0 <= place < len(values):
-                    continue
-                tried = replace(best, **{name: values[place]})
-                found = _mean(tried, among, pool)
-                kept = found >= score + gain / 100
-                print(f"{name} {values[place]:g}: {found:.2%}{' kept' if kept else ''}", file=sys.stderr, flush=True)
-                if kept:
-                    best, score = tried, found
-        if best == before:
-            break
-    return best
+def value_of(constants: PlusConstants, axis: str) -> float:
+    """The number of an axis."""
+    found: float = attrgetter(axis)(constants)
+    return found
 
 
-def _mean(constants: PlusConstants, among: Sequence[Case], pool: Executor) -> float:
-    return sum(pool.map(partial(attained, constants), among)) / len(among)
+def with_value(constants: PlusConstants, axis: str, value: float) -> PlusConstants:
+    """The same constants with another number on an axis."""
+    outer, _, inner = axis.partition(".")
+    changed: Any = replace(getattr(constants, outer), **{inner: value}) if inner else value
+    return replace(constants, **{outer: changed})
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Another value on an axis, and by how many points more attain than by the best constants until then.
+
+    searched, checked: over the cases of the search and of the check.
+    """
+
+    axis: str
+    value: float
+    searched: float
+    checked: float
+    kept: bool
+
+    def __str__(self) -> str:
+        """A row of the table."""
+        return f"| {self.axis} | {self.value:g} | {self.searched:+.2f} | {self.checked:+.2f} | {'kept' if self.kept else ''} |"
+
+
+@dataclass(frozen=True)
+class Search:
+    """Coordinate search. among, checks: cases. gain: points by which a trial must be better among the former to be kept."""
+
+    among: Sequence[Case]
+    checks: Sequence[Case]
+    gain: float
+    pool: Executor
+
+    def __call__(self, start: PlusConstants, axes: Sequence[str], rounds: int) -> tuple[PlusConstants, list[Trial]]:
+        """The constants that it ends at, and all trials, each of which it says on stderr."""
+        best, score, check = start, self._mean(start, self.among), self._mean(start, self.checks)
+        print(f"start {score:.2f}, check {check:.2f}", file=sys.stderr, flush=True)
+        trials: list[Trial] = []
+        for _ in range(rounds):
+            before = best
+            for axis in axes:
+                values = AXES[axis]
+                at = values.index(value_of(best, axis))
+                for value in (*values[max(at - 1, 0) : at], *values[at + 1 : at + 2]):
+                    tried = with_value(best, axis, value)
+                    searched = self._mean(tried, self.among)
+                    checked = self._mean(tried, self.checks)
+                    kept = searched >= score + self.gain and checked >= check
+                    trials.append(Trial(axis, value, searched - score, checked - check, kept))
+                    print(trials[-1], file=sys.stderr, flush=True)
+                    if kept:
+                        best, score, check = tried, searched, checked
+            if best == before:
+                break
+        return best, trials
+
+    def _mean(self, constants: PlusConstants, cases: Sequence[Case]) -> float:
+        """Requests that attain, in percent: the mean over the cases."""
+        return 100 * sum(self.pool.map(partial(attained, constants), cases)) / len(cases)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--search", nargs="+", type=Path, required=True, metavar="TRACE")
     parser.add_argument("--check", nargs="+", type=Path, required=True, metavar="TRACE")
+    parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES), metavar="AXIS", help=f"of {', '.join(AXES)}")
     parser.add_argument("--gain", type=float, default=0.3, help="points by which a trial must be better to be kept")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--jobs", type=int, default=2)
     args = parser.parse_args()
     start = PlusConstants()
     with ProcessPoolExecutor(args.jobs) as pool:
-        found = search(start, cases(start, args.search, pool), pool, args.gain, args.rounds)
         checks = cases(start, args.check, pool)
+        search = Search(cases(start, args.search, pool), checks, args.gain, pool)
+        found, trials = search(start, args.axes, args.rounds)
         rows = [list(pool.map(partial(attained, constants), checks)) for constants in (start, found)]
-    print("| check | as it was | found |\n|---|---|---|")
+    print("| axis | value | points, searched | points, check | |\n|---|---|---|---|---|", *trials, sep="\n")
+    print("\n| check | as it was | found |\n|---|---|---|")
     for case, before, after in zip(checks, *rows, strict=True):
         print(f"| {case} | {before:.1%} | {after:.1%} |")
     means = [sum(row) / len(row) for row in rows]
     print(f"| mean | {means[0]:.2%} | {means[1]:.2%} |")
-    changed = {name: value for name, value in asdict(found).items() if value != getattr(start, name)}
+    changed = {axis: value_of(found, axis) for axis in AXES if value_of(found, axis) != value_of(start, axis)}
     print(json.dumps({"changed": changed, "check": {"before": means[0], "after": means[1]}}))
 
 

@@ -31,6 +31,7 @@ from adaserve.config import EngineConfig
 from adaserve.policy.adaptive import Constants
 from adaserve.policy.library import Overrides, make_policy
 from adaserve.policy.plus.calibration import Calibration
+from adaserve.policy.plus.parts import LearningConstants
 from adaserve.policy.policy import Policy
 from adaserve.request import Request, SamplingParams
 from adaserve.step import Drafted
@@ -102,7 +103,7 @@ def watched(
     def said_by(calibration: Calibration) -> Callable[[Drafted], Sequence[float]]:
         return partial(calibration.edges, temperature=[requests[0].sampling.temperature] * SLOTS)
 
-    start = Calibration(policy.coupled)
+    start = Calibration(LearningConstants(), policy.coupled)
     watch = Watch(
         {
             "draft": draft,

@@ -10,6 +10,7 @@ from adaserve.assembly import Models, Sizes, make_executor
 from adaserve.clock import WallClock
 from adaserve.executor.device import DeviceExecutor
 from adaserve.policy.plus.calibration import Calibration
+from adaserve.policy.plus.parts import LearningConstants
 from adaserve.policy.plus.selection import SurplusSelection
 from adaserve.policy.selection import ChainSelection, LikelihoodSelection, SloSelection
 from adaserve.purse import Choose, Purse
@@ -40,7 +41,7 @@ def plan_of(batch: Batch) -> StepPlan:
         LikelihoodSelection(),
         ChainSelection(),
         SurplusSelection(3.0, None),
-        SurplusSelection(3.0, Calibration(coupled=True)),
+        SurplusSelection(3.0, Calibration(LearningConstants(), coupled=True)),
     ],
     ids=["slo", "likelihood", "chain", "surplus", "calibrated"],
 )

@@ -3,9 +3,12 @@
 import bisect
 import itertools
 
-from adaserve.policy.plus.calibration import BIRTHS, CELLS, DEPTHS, EDGES, FADE, LEAST, PRIOR, ROWS
+from adaserve.policy.plus.calibration import BIRTHS, CELLS, DEPTHS, EDGES, LEAST, ROWS
+from adaserve.policy.plus.parts import LearningConstants
 from adaserve.step import Drafted
 from adaserve.tree import Source
+
+LEARNING = LearningConstants()
 
 
 class CountedPlainly:
@@ -18,7 +21,7 @@ class CountedPlainly:
     def learn(self, drafted: Drafted) -> None:
         for table in (self._tried, self._kept):
             for row in table:
-                row[:] = [FADE * count for count in row]
+                row[:] = [LEARNING.trial_fade * count for count in row]
         eldest: dict[tuple[int, int, float], int] = {}
         for node, source in enumerate(drafted.source):
             edge = drafted.edge_prob[node]
@@ -35,8 +38,8 @@ class CountedPlainly:
         middle = [(low + high) / 2 for low, high in itertools.pairwise([0.0, *EDGES, 1.0])]
         found = []
         for tried, kept in zip(self._tried, self._kept, strict=True):
-            weight = [t + PRIOR for t in tried]
-            total = [k + PRIOR * said for k, said in zip(kept, middle, strict=True)]
+            weight = [t + LEARNING.prior_trials for t in tried]
+            total = [k + LEARNING.prior_trials * said for k, said in zip(kept, middle, strict=True)]
 
             def mean(low: int, high: int, total: list[float] = total, weight: list[float] = weight) -> float:
                 return sum(total[low : high + 1]) / sum(weight[low : high + 1])

@@ -7,11 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaserve.policy.plus.bands import WARM_UP_TO, Band, band, bands
-from adaserve.policy.plus.calibration import REFIT, Calibration
+from adaserve.policy.plus.calibration import Calibration
+from adaserve.policy.plus.parts import LearningConstants
 from adaserve.step import Drafted
 from adaserve.tree import CandidateTree, Source, edge_prob
 from tests.oracles.calibration import CountedPlainly
 from tests.strategies import candidate_trees
+
+LEARNING = LearningConstants()
 
 
 def star(prob: list[float]) -> CandidateTree:
@@ -47,7 +50,7 @@ def steps(rng: np.random.Generator, count: int, truth, source: Source = Source.M
 
 def test_the_truth_is_found_without_censoring_bias() -> None:
     """A draft that is surer than it should be: what it says p is accepted p squared of the time, at either depth."""
-    calibration = Calibration(coupled=True)
+    calibration = Calibration(LEARNING, coupled=True)
     for drafted in steps(np.random.default_rng(0), 500, lambda p: p**2):
         calibration.learn(drafted, COLD)
     said = [0.25, 0.35, 0.55, 0.75, 0.85]
@@ -61,7 +64,7 @@ def test_the_truth_is_found_without_censoring_bias() -> None:
 
 
 def test_sources_are_told_apart() -> None:
-    calibration = Calibration(coupled=True)
+    calibration = Calibration(LEARNING, coupled=True)
     for drafted in steps(np.random.default_rng(1), 100, lambda p: 0.1 + 0 * p, Source.NGRAM):
         calibration.learn(drafted, COLD)
     model, lookup = calibration.table()[Band.GREEDY][[0, 6]]
@@ -70,12 +73,12 @@ def test_sources_are_told_apart() -> None:
 
 def test_a_draft_is_believed_before_anything_was_seen() -> None:
     said = [0.75, 0.5, 0.25, 0.15]
-    np.testing.assert_allclose(believed(Calibration(coupled=True), star(said))[0], said, atol=0.05)
+    np.testing.assert_allclose(believed(Calibration(LEARNING, coupled=True), star(said))[0], said, atol=0.05)
 
 
 @given(candidates=candidate_trees())
 def test_f_never_rises_along_a_path_and_padding_stays(candidates: CandidateTree) -> None:
-    calibration = Calibration(coupled=True)
+    calibration = Calibration(LEARNING, coupled=True)
     for drafted in steps(np.random.default_rng(2), 32, lambda p: 1 - p):  # the worst order there is
         calibration.learn(drafted, COLD)
     f = believed(calibration, candidates)
@@ -88,7 +91,7 @@ def test_f_never_rises_along_a_path_and_padding_stays(candidates: CandidateTree)
 def test_a_second_choice_is_not_a_first_one() -> None:
     """First children of 0.45 are always right, second ones never: neither speaks for the other."""
     pair = Drafted((0, 0), (1, 1), (0, 0), (0.45, 0.45), (0.45, 0.45), (True, True), (True, False))
-    calibration = Calibration(coupled=True)
+    calibration = Calibration(LEARNING, coupled=True)
     for _ in range(320):
         calibration.learn(pair, COLD)
     first, second = believed(calibration, star([0.45, 0.45]))[0].tolist()
@@ -105,7 +108,7 @@ def pair_of_children(said: tuple[float, float], sources: tuple[Source, Source]) 
 def test_no_later_child_is_believed_more_than_the_first() -> None:
     """First children never come, second ones always: the first is verified before the second all the same."""
     seen = Drafted((0, 0), (1, 1), (0, 0), (0.45, 0.45), (0.45, 0.45), (True, True), (False, True))
-    calibration = Calibration(coupled=True)
+    calibration = Calibration(LEARNING, coupled=True)
     for _ in range(320):
         calibration.learn(seen, COLD)
     first, second = believed(calibration, star([0.45, 0.45]))[0].tolist()
@@ -116,7 +119,7 @@ def test_no_later_child_is_believed_more_than_the_first() -> None:
 def test_a_child_of_look_up_is_not_a_later_one() -> None:
     """Verified without the model's child or beside it, it is counted and looked up in the same cell, and not held back."""
     alone = Drafted((0,), (1,), (int(Source.NGRAM),), (0.45,), (0.45,), (True,), (True,))
-    calibration = Calibration(coupled=True)
+    calibration = Calibration(LEARNING, coupled=True)
     for _ in range(320):
         calibration.learn(alone, COLD)
     model, lookup = believed(calibration, pair_of_children((0.45, 0.45), (Source.MODEL, Source.NGRAM)))[0].tolist()
@@ -132,7 +135,7 @@ def test_a_child_of_look_up_is_not_a_later_one() -> None:
 @given(candidates=candidate_trees())
 def test_verified_nodes_and_candidates_are_looked_up_alike(candidates: CandidateTree) -> None:
     """If all are verified, what is expected of the one is what was expected of the other."""
-    calibration = Calibration(coupled=True)
+    calibration = Calibration(LEARNING, coupled=True)
     for drafted in steps(np.random.default_rng(3), 32, lambda p: p**3):
         calibration.learn(drafted, COLD)
     edge, f = edge_prob(candidates), believed(calibration, candidates)
@@ -155,7 +158,7 @@ def test_two_temperatures_are_learnt_apart() -> None:
     rng = np.random.default_rng(4)
     half = np.repeat([True, False], 20)[:, None]
     for coupled in (True, False):
-        calibration = Calibration(coupled)
+        calibration = Calibration(LEARNING, coupled)
         for drafted in steps(rng, 400, lambda p: np.where(half, p**0.5, p**2)):
             calibration.learn(drafted, (0.0,) * 20 + (1.0,) * 20)
         said = [0.25, 0.55, 0.75]
@@ -172,14 +175,14 @@ def test_two_temperatures_are_learnt_apart() -> None:
 @pytest.mark.parametrize("coupled", [True, False])
 def test_with_one_temperature_nothing_is_told_apart(temperature: float, coupled: bool) -> None:
     """The slow twin knows of no temperatures, and finds siblings by their parent's f."""
-    calibration, plainly = Calibration(coupled), CountedPlainly()
+    calibration, plainly = Calibration(LEARNING, coupled), CountedPlainly()
     rng = np.random.default_rng(5)
-    for drafted in bushes(rng, 3 * REFIT):
+    for drafted in bushes(rng, 3 * LEARNING.refit_steps):
         calibration.learn(drafted, (temperature,) * 6)
         plainly.learn(drafted)
     table = calibration.table()[band(temperature)]
     np.testing.assert_allclose(table, plainly.table(), rtol=1e-12)
-    assert not np.allclose(table, Calibration(coupled).table()[band(temperature)], atol=0.05)  # something was learned
+    assert not np.allclose(table, Calibration(LEARNING, coupled).table()[band(temperature)], atol=0.05)  # something was learned
 
 
 def bushes(rng: np.random.Generator, count: int) -> list[Drafted]:
@@ -206,12 +209,12 @@ def bushes(rng: np.random.Generator, count: int) -> list[Drafted]:
 def test_a_new_temperature_begins_where_its_kin_are() -> None:
     """Half way between the draft and what was seen; without coupling only temperatures above 0 are alike."""
     for coupled in (True, False):
-        calibration = Calibration(coupled)
+        calibration = Calibration(LEARNING, coupled)
         for drafted in steps(np.random.default_rng(6), 200, lambda p: 0.3 * p):
             calibration.learn(drafted, (1.0,) * 40)
         row = 0  # first children of the root
         learned = calibration.table()[Band.HOT][row]
-        fresh = Calibration(coupled).table()[Band.GREEDY][row]
+        fresh = Calibration(LEARNING, coupled).table()[Band.GREEDY][row]
         found = calibration.table()
         assert (learned[2:] < 0.7 * fresh[2:]).all()
         half = (learned + fresh) / 2
@@ -220,8 +223,8 @@ def test_a_new_temperature_begins_where_its_kin_are() -> None:
 
 
 def test_what_one_temperature_taught_does_not_fade_while_others_are_served() -> None:
-    calibration = Calibration(coupled=False)
-    for drafted in steps(np.random.default_rng(7), 2 * REFIT, lambda p: 0.3 * p):
+    calibration = Calibration(LEARNING, coupled=False)
+    for drafted in steps(np.random.default_rng(7), 2 * LEARNING.refit_steps, lambda p: 0.3 * p):
         calibration.learn(drafted, COLD)
     before = calibration.table()[Band.GREEDY]
     for drafted in steps(np.random.default_rng(8), 2000, lambda p: p):

@@ -11,12 +11,12 @@ import torch
 from adaserve.policy.memory import load_memory, save_memory
 from adaserve.policy.plus.calibration import Calibration
 from adaserve.tree import Source
-from tests.policy.test_calibration import COLD, believed, star, steps
+from tests.policy.test_calibration import COLD, LEARNING, believed, star, steps
 
 
 def taught() -> Calibration:
     """One that learned that nothing of what look-up says is true."""
-    calibration = Calibration(coupled=True)
+    calibration = Calibration(LEARNING, coupled=True)
     for drafted in steps(np.random.default_rng(0), 96, lambda p: 0.1 + 0 * p, Source.NGRAM):
         calibration.learn(drafted, COLD)
     return calibration
@@ -24,7 +24,7 @@ def taught() -> Calibration:
 
 def test_a_restart_goes_on_where_the_last_one_ended(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "pair.json"
-    before, after, fresh = taught(), Calibration(coupled=True), Calibration(coupled=True)
+    before, after, fresh = taught(), Calibration(LEARNING, coupled=True), Calibration(LEARNING, coupled=True)
     save_memory(before, path)
     assert load_memory(after, path, pytest.fail)
     said = star([0.3, 0.6])
@@ -40,9 +40,9 @@ def test_a_restart_goes_on_where_the_last_one_ended(tmp_path: Path) -> None:
 
 
 def test_without_a_file_nothing_is_recalled(tmp_path: Path) -> None:
-    calibration = Calibration(coupled=True)
+    calibration = Calibration(LEARNING, coupled=True)
     assert not load_memory(calibration, tmp_path / "none.json", pytest.fail)
-    assert torch.equal(calibration.table(), Calibration(coupled=True).table())
+    assert torch.equal(calibration.table(), Calibration(LEARNING, coupled=True).table())
 
 
 def broken(found: dict[str, object], name: str, value: object) -> str:
@@ -73,10 +73,10 @@ def test_a_damaged_file_is_ignored_with_one_warning(tmp_path: Path, damage: str)
         "text": broken(found, "kept", "much"),
     }
     path.write_text(texts[damage])
-    calibration, warnings = Calibration(coupled=True), list[str]()
+    calibration, warnings = Calibration(LEARNING, coupled=True), list[str]()
     assert not load_memory(calibration, path, warnings.append)
     assert len(warnings) == 1 and str(path) in warnings[0]
-    assert torch.equal(calibration.table(), Calibration(coupled=True).table())
+    assert torch.equal(calibration.table(), Calibration(LEARNING, coupled=True).table())
 
 
 def test_what_was_counted_before_temperatures_were_told_apart_is_learned_anew(tmp_path: Path) -> None:
@@ -85,10 +85,10 @@ def test_what_was_counted_before_temperatures_were_told_apart_is_learned_anew(tm
     found = json.loads(path.read_text())
     del found["bands"]
     path.write_text(json.dumps(found | {"version": 2, "tried": found["tried"][0], "kept": found["kept"][0]}))
-    calibration, warnings = Calibration(coupled=True), list[str]()
+    calibration, warnings = Calibration(LEARNING, coupled=True), list[str]()
     assert not load_memory(calibration, path, warnings.append)
     assert len(warnings) == 1 and "before temperatures were told apart" in warnings[0]
-    assert torch.equal(calibration.table(), Calibration(coupled=True).table())
+    assert torch.equal(calibration.table(), Calibration(LEARNING, coupled=True).table())
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,6 +101,6 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(OSError, match="no space"):
-        save_memory(Calibration(coupled=True), path)
+        save_memory(Calibration(LEARNING, coupled=True), path)
     assert path.read_text() == before
     assert list(tmp_path.iterdir()) == [path]

@@ -18,7 +18,7 @@ from adaserve.policy.adaptive import Constants
 from adaserve.policy.library import make_policy
 from adaserve.policy.plus.assembly import make_plus
 from adaserve.policy.plus.parts import PlusConstants, PlusParts
-from adaserve.policy.plus.scheduling import MOST_READ, READ_ALONG, PlusScheduling
+from adaserve.policy.plus.scheduling import PlusScheduling
 from adaserve.policy.plus.slack import bearable, best_chunk, first_token_due, is_lost, paying_rows, strained, thrifty, waited
 from adaserve.policy.policy import Demand, Scene
 from adaserve.profile import Profile
@@ -251,7 +251,7 @@ def test_a_draft_catches_up_as_far_as_others_can_bear() -> None:
         )
         assert share.depth > 0
         rows[tpot] = share.catch_up
-    assert MOST_READ >= rows[None] > rows[0.010] > rows[0.007] >= READ_ALONG
+    assert PlusConstants().read_most >= rows[None] > rows[0.010] > rows[0.007] >= PlusConstants().read_least
 
 
 def running(name: str, tpot: float | None) -> RequestState:

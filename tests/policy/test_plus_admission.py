@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaserve.policy.adaptive import Constants
-from adaserve.policy.plus.admission import LATE_TURN, DueQueue, due_first
+from adaserve.policy.plus.admission import DueQueue, due_first
 from adaserve.policy.plus.assembly import make_plus
 from adaserve.policy.plus.parts import PlusConstants, PlusParts
 from adaserve.profile import Profile
@@ -28,7 +28,7 @@ def arrival(name: str, at: float, ttft: float | None = None) -> RequestState:
 
 
 def line(states: list[RequestState], margin: float = 1.0) -> DueQueue:
-    queue = DueQueue(BASELINE, margin, 1000)
+    queue = DueQueue(BASELINE, PlusConstants(reading_margin=margin, reading_rows=1000))
     for state in states:
         queue.push(state)
     return queue
@@ -80,9 +80,9 @@ def test_who_cannot_be_read_in_time_any_more_waits_behind_the_others() -> None:
 
 @pytest.mark.parametrize("decoding_since", [None, 9.95], ids=["others never end", "others always come back"])
 def test_the_late_get_a_turn(decoding_since: float | None) -> None:
-    queue = line([arrival("late", 0.0)])
+    queue, turn = line([arrival("late", 0.0)]), PlusConstants().late_turn
     order = []
-    for i in range(2 * LATE_TURN):
+    for i in range(2 * turn):
         other = arrival(f"r{i}", 9.9)
         other.decoding_since = decoding_since
         queue.push(other)
@@ -90,7 +90,7 @@ def test_the_late_get_a_turn(decoding_since: float | None) -> None:
         assert first is not None
         queue.take(first)
         order.append(first.request.id)
-    assert order.index("late") == LATE_TURN - 1
+    assert order.index("late") == turn - 1
 
 
 def test_who_has_begun_to_answer_goes_on_first() -> None:
@@ -114,7 +114,7 @@ def test_the_queue_holds_what_was_put_in(asked: list[tuple[float, float | None]]
 
 
 def test_nobody_gets_a_slot_while_much_is_to_be_read() -> None:
-    queue = DueQueue(BASELINE, 1.0, 5)
+    queue = DueQueue(BASELINE, PlusConstants(reading_margin=1.0, reading_rows=5))
     states = [waiting(f"r{i}", 3, arrived=float(i)) for i in range(4)]
     for state in states:
         queue.push(state)

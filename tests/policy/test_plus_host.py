@@ -8,11 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaserve.policy.plus.calibration import REFIT, Calibration
+from adaserve.policy.plus.calibration import Calibration
 from adaserve.policy.plus.selection import SurplusSelection
 from adaserve.purse import in_tensors
 from adaserve.tree import CandidateTree, Source
-from tests.policy.test_calibration import steps
+from tests.policy.test_calibration import LEARNING, steps
 from tests.policy.test_plus_selection import stairs
 from tests.strategies import Batch, batches, candidate_trees, seeds
 
@@ -20,9 +20,9 @@ from tests.strategies import Batch, batches, candidate_trees, seeds
 @pytest.fixture(scope="module")
 def calibration() -> Calibration:
     """One that has learned that the draft promises too much."""
-    learned = Calibration(coupled=False)
+    learned = Calibration(LEARNING, coupled=False)
     for source in Source:
-        for drafted in steps(np.random.default_rng(0), 2 * REFIT, lambda said: 0.7 * said, source):
+        for drafted in steps(np.random.default_rng(0), 2 * LEARNING.refit_steps, lambda said: 0.7 * said, source):
             learned.learn(drafted, (0.0, 0.5, 1.0, 2.0) * 10)
     return learned
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from adaserve.latency import LatencyModel
 from adaserve.padding import GraphPadding, Unpadded
+from adaserve.policy.plus.parts import LearningConstants
 from adaserve.policy.plus.room import Room, Wish, best_room
 from adaserve.policy.plus.yields import Yields
 from adaserve.profile import Profile
@@ -80,7 +81,7 @@ def test_a_few_rows_beyond_a_cliff_are_given_up() -> None:
 
 
 def test_what_nodes_bring_is_what_the_last_ones_did() -> None:
-    yields = Yields(3, PROMPT_WORTH)
+    yields = Yields(3, PROMPT_WORTH, LearningConstants())
     made = scheduler("adaserve+")
     made.admit([request("a", 3)], 0.0)
     plan = made.plan(0.0)

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 
 from adaserve.policy.plus.calibration import Calibration
+from adaserve.policy.plus.parts import LearningConstants
 from adaserve.policy.plus.selection import SurplusSelection
 from adaserve.purse import Purse
 from adaserve.step import Limits
@@ -88,7 +89,7 @@ def test_the_far_end_of_a_stair_is_found() -> None:
 
 @given(batch=batches(), seed=seeds())
 def test_calibrated_choices_stay_connected(batch: Batch, seed) -> None:
-    found = SurplusSelection(URGENCY, Calibration(coupled=True))(
+    found = SurplusSelection(URGENCY, Calibration(LearningConstants(), coupled=True))(
         batch.candidates, batch.need, Purse.of(batch.limits), batch.temperature
     )
     assert is_connected(batch.candidates, found.chosen)

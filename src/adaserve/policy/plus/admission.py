@@ -11,14 +11,9 @@ from dataclasses import dataclass
 from itertools import islice
 
 from adaserve.policy.discipline import Forecast
+from adaserve.policy.plus.parts import PlusConstants
 from adaserve.policy.plus.slack import first_token_due
 from adaserve.request import RequestState
-
-LATE_TURN = 8
-"""Of so many admissions, one is for the request that has been late longest, if there is one: nobody waits for ever."""
-
-READING_RATE = 0.1
-"""How far the estimate of what reading takes moves towards what one request's prompt took."""
 
 
 @dataclass(frozen=True)
@@ -36,17 +31,15 @@ class _Reader:
 class DueQueue:
     """Admits in order of when first tokens are due: who cannot be in time any more waits behind the others.
 
-    Nobody comes to a slot while those who did have `reading_rows` prompt tokens yet to compute: what order there is among those
-    who wait is lost on those who have slots.
+    Nobody comes to a slot while those who did have many prompt tokens yet to compute: what order there is among those who wait
+    is lost on those who have slots.
 
-    baseline: seconds per token, to which the longest wait of all refers. margin: how many times as long as reading usually
-    takes a request must have left until its first token is due.
+    baseline: seconds per token, to which the longest wait of all refers.
     """
 
-    def __init__(self, baseline: float, margin: float, reading_rows: int) -> None:
+    def __init__(self, baseline: float, constants: PlusConstants) -> None:
         self._baseline = baseline
-        self._margin = margin
-        self._reading_rows = reading_rows
+        self._constants = constants
         self._reading: list[_Reader] = []  # came to slots, and may still have prompts to compute
         self._row_seconds = 0.0  # from slot to first token, for each row of the own prompt and of those before it
         self._now = 0.0
@@ -66,7 +59,7 @@ class DueQueue:
     def first(self, now: float) -> RequestState | None:
         self._now = now
         unread = self._look_at_readers()
-        if not self._waiting or unread >= self._reading_rows:
+        if not self._waiting or unread >= self._constants.reading_rows:
             return None
         begun = bisect_right(self._waiting, -math.inf, key=_due_of)
         in_time = bisect_right(self._waiting, now, key=_due_of)
@@ -74,8 +67,7 @@ class DueQueue:
             if now + self._reading_time(state, unread) <= due:
                 break
             in_time += 1
-        late_turn = self._taken % LATE_TURN == LATE_TURN - 1 and begun < in_time
-        if late_turn:
+        if self._taken % self._constants.late_turn == self._constants.late_turn - 1 and begun < in_time:
             return self._waiting[begun][2]
         if begun or in_time == len(self._waiting):
             return self._waiting[0][2]
@@ -83,11 +75,11 @@ class DueQueue:
 
     def _look_at_readers(self) -> int:
         """Forget those who read no more, and learn from them how long it took; the rows that the others have to read."""
-        unread, reading = 0, []
+        unread, reading, rate = 0, [], self._constants.learning.reading_rate
         for reader in self._reading:
             state = reader.state
             if state.decoding_since is not None and state.decoding_since > reader.since:
-                self._row_seconds += READING_RATE * ((state.decoding_since - reader.since) / reader.rows - self._row_seconds)
+                self._row_seconds += rate * ((state.decoding_since - reader.since) / reader.rows - self._row_seconds)
             elif state.slot is not None and not state.is_decoding:
                 reading.append(reader)
                 unread += len(state.tokens) - state.computed
@@ -97,7 +89,7 @@ class DueQueue:
     def _reading_time(self, state: RequestState, unread: int) -> float:
         """How long a request's first token will take from its slot on: prompts that are due by a stated target are read first."""
         ahead = unread if state.request.targets.ttft is None else 0
-        return self._margin * self._row_seconds * (ahead + len(state.tokens))
+        return self._constants.reading_margin * self._row_seconds * (ahead + len(state.tokens))
 
     def take(self, state: RequestState) -> None:
         self.drop(state)

@@ -23,16 +23,14 @@ def make_plus(
     width: int | None = None,
 ) -> Policy:
     """Build `adaserve+` of some parts. paper: what the parts left out go by. budget, depth, width: fixed by the user."""
-    calibration = Calibration(parts.coupled)
+    calibration = Calibration(constants.learning, parts.coupled)
     scheduling = PlusScheduling(parts, constants, AdaptiveScheduling(paper, depth, width), calibration, budget)
     selection: Selection = SloSelection()
     if parts.calibrated or parts.priced or parts.attaining:
         selection = SurplusSelection(constants.urgency, calibration if parts.calibrated else None)
     discipline = FIRST_COME
     if parts.admitting:
-        discipline = Discipline(
-            lambda baseline: DueQueue(baseline, constants.reading_margin, constants.reading_rows), turns=due_first
-        )
+        discipline = Discipline(lambda baseline: DueQueue(baseline, constants), turns=due_first)
     most = min(paper.per_request, MAX_NODES)
     return Policy(
         name,

@@ -11,6 +11,7 @@ from enum import IntEnum
 from torch import Tensor
 
 WARM_UP_TO = 0.75
+"""Part of the table's form, as the bands are. The given traces draw at one temperature, so none of them can tell a better one."""
 
 
 class Band(IntEnum):

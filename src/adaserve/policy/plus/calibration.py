@@ -23,10 +23,13 @@ from torch.nn.functional import pad
 
 from adaserve.policy.plus.bands import Band, band, bands, kin
 from adaserve.policy.plus.host import Estimates, calibrated
+from adaserve.policy.plus.parts import LearningConstants
 from adaserve.step import Drafted
 from adaserve.tree import MAX_NODES, CandidateTree, Source, edge_prob
 
 EDGES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
+"""Between cells. They and what follows are the table's form, which saved calibrations share, and no PlusConstants."""
+
 CELLS = len(EDGES) + 1
 DEPTHS = 3
 """Deeper nodes share the last."""
@@ -36,15 +39,6 @@ BIRTHS = 2
 
 ROWS = len(Source) * DEPTHS * BIRTHS
 """Of the table, for each band."""
-
-PRIOR = 16.0
-"""Trials that the prior is worth."""
-
-FADE = 0.998
-"""What a step leaves of earlier ones in the bands that it drafted for: about 500 such steps are remembered."""
-
-REFIT = 16
-"""Steps between two refits of the estimates."""
 
 LEAST = 1e-6
 """Nothing is believed less than this, or it would be padding."""
@@ -60,7 +54,8 @@ class Calibration:
     coupled: whether drafts are ranked by the noise of the target's draws; then all temperatures are kin.
     """
 
-    def __init__(self, coupled: bool) -> None:
+    def __init__(self, learning: LearningConstants, coupled: bool) -> None:
+        self._learning = learning
         points = [0.0, *EDGES, 1.0]
         middle = [(low + high) / 2 for low, high in pairwise(points)]
         self._kin = kin(coupled)
@@ -78,7 +73,7 @@ class Calibration:
         if drafted.request:
             self._noted.append((drafted, temperature))
         self._steps += 1
-        if self._steps % REFIT == 0:
+        if self._steps % self._learning.refit_steps == 0:
             self._refit()
 
     def _count_noted(self) -> None:
@@ -104,8 +99,8 @@ class Calibration:
             if accepted:
                 kept.append(cell)
         for mine in {belongs[request] for request in drafted.request}:
-            self._tried[mine] *= FADE
-            self._kept[mine] *= FADE
+            self._tried[mine] *= self._learning.trial_fade
+            self._kept[mine] *= self._learning.trial_fade
         for counts, cells in ((self._tried.ravel(), tried), (self._kept.ravel(), kept)):
             for cell in cells:
                 counts[cell] += 1.0
@@ -202,9 +197,10 @@ class Calibration:
 
     def _fitted(self) -> Estimates:
         """Each cell's posterior mean, made to rise with the probability."""
-        mean = (self._kept + PRIOR * self._expected()) / (self._tried + PRIOR)  # [bands, ROWS, CELLS]
+        prior = self._learning.prior_trials
+        mean = (self._kept + prior * self._expected()) / (self._tried + prior)  # [bands, ROWS, CELLS]
         falls = (mean[:, :, 1:] < mean[:, :, :-1]).any(2)  # [bands, ROWS]
-        rows = zip(mean[falls].tolist(), (self._tried[falls] + PRIOR).tolist(), strict=True)
+        rows = zip(mean[falls].tolist(), (self._tried[falls] + prior).tolist(), strict=True)
         mean[falls] = np.array([_pooled(*row) for row in rows]).reshape(-1, CELLS)
         # Towards the ends the estimate goes on as it does beside them.
         value = np.concatenate([mean[:, :, :1], mean, mean[:, :, -1:]], 2).clip(LEAST, 1.0)
@@ -216,13 +212,13 @@ class Calibration:
         That lies between what the draft says and what its like in the kindred bands have seen, which is believed as much as the
         draft at most: kin are alike, not the same. The cell's own trials would count twice.
         """
-        expected = np.empty_like(self._tried)
+        expected, prior = np.empty_like(self._tried), self._learning.prior_trials
         for family in self._kin:
             members = list(family)
             tried = self._tried[members].sum(0) - self._tried[members]  # [members, ROWS, CELLS], of the others
             kept = self._kept[members].sum(0) - self._kept[members]
-            weight = PRIOR / tried.clip(PRIOR)
-            expected[members] = (weight * kept.clip(0) + PRIOR * self._said) / (weight * tried.clip(0) + PRIOR)
+            weight = prior / tried.clip(prior)
+            expected[members] = (weight * kept.clip(0) + prior * self._said) / (weight * tried.clip(0) + prior)
         return expected
 
 

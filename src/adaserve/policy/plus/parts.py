@@ -44,12 +44,44 @@ class PlusParts:
 
 
 @dataclass(frozen=True)
+class LearningConstants:
+    """What is believed at first, and how fast that changes.
+
+    draft_rate: how far what is known of a depth moves towards what one step brought, as a share of the way.
+    token_fade: what a step leaves of earlier ones in the rate of tokens; of 0.98 about 50 steps count.
+    hope: how far what is known of a draft that is not used moves back to the first guess in a step, as a share of the way.
+    first_accepted, next_accepted: before anything was measured the first token of a draft is accepted this often, each further
+        one if the one before was.
+    first_nodes: before anything was measured, nodes verified at each depth for a request. A guess that is too high is never put
+        right, for nobody drafts.
+    further_worth: of a node that was not verified, compared with the worst that were.
+    trial_fade: what a step leaves of earlier trials in the bands of temperature that it drafted for; of 0.998 about 500 steps.
+    prior_trials: trials that what is expected of a cell of the calibration before it has seen any is worth.
+    refit_steps: steps between two refits of the calibration.
+    reading_rate: how far what reading a prompt row takes moves towards what one request's prompt took, as a share of the way.
+    """
+
+    draft_rate: float = 0.05
+    token_fade: float = 0.98
+    hope: float = 0.0005
+    first_accepted: float = 0.6
+    next_accepted: float = 0.75
+    first_nodes: float = 1.0
+    further_worth: float = 0.8
+    trial_fade: float = 0.998
+    prior_trials: float = 16.0
+    refit_steps: int = 16
+    reading_rate: float = 0.1
+
+
+@dataclass(frozen=True)
 class PlusConstants:
-    """The numbers of `adaserve+`, found by benchmarks/plus_constants.py and by hand (docs/results.md).
+    """The numbers of `adaserve+`, found by benchmarks/plus_constants.py; docs/results.md says which were put back by hand.
 
     pace: share of a TPOT target that requests are steered to.
     urgency: how many other tokens a token is worth that a request needs to be on target.
     depth_max, width_max: of the trees. draft_rows: most rows of a draft pass after the first, which bounds the width.
+    offered_rows: most prompt rows beside which depths are compared.
     prompt_worth: of a prompt row, in tokens.
     prompt_rows, idle_prompt_rows: most prompt rows a step, while requests decode and while none does.
     prompt_least: share of the prompt rows of a fixed split, as found for the machine, that are read whatever the slack.
@@ -57,12 +89,15 @@ class PlusConstants:
         tokens come sooner, and near capacity more running requests are late for them.
     chunk_part, chunk_cheap: of a chunk whose last rows are dear at least this part is read, so far that a row costs no more than
         so many times what the cheapest does.
-    prompt_stretch: most baselines by which prompt rows may lengthen a step while requests decode; twice as many where none of
-        them has a target to keep.
+    prompt_stretch, free_stretch: most baselines by which prompt rows may lengthen a step while requests decode; the latter where
+        none of them has a target to keep.
+    read_least, read_most: fewest and most rows that a draft model that is behind may read in a step, those of prompts among them.
     catching_up: share of a step's time by which a draft model that is behind may lengthen it, whoever suffers.
     reading_margin: how many times as long as prompts usually take to be read a request must get its slot before its first token
         is due.
     reading_rows: prompt tokens yet to compute of those who have slots, from which on nobody else gets one.
+    late_turn: of so many admissions one is for the request that has been late longest, if there is one: nobody waits for ever.
+        The more, the more attain, and the longer the late wait.
     """
 
     pace: float = 0.98
@@ -70,14 +105,20 @@ class PlusConstants:
     depth_max: int = 3
     width_max: int = 3
     draft_rows: int = 32
+    offered_rows: int = 64
     prompt_worth: float = 0.7
     prompt_rows: int = 256
     prompt_least: float = 0.5
     patience: float = 5.0
     chunk_part: float = 0.5
     chunk_cheap: float = 1.05
-    prompt_stretch: float = 2.0
+    prompt_stretch: float = 3.0
+    free_stretch: float = 4.0
+    read_least: int = 64
+    read_most: int = 2048
     catching_up: float = 0.05
     idle_prompt_rows: int = 512
     reading_margin: float = 1.0
     reading_rows: int = 2048
+    late_turn: int = 16
+    learning: LearningConstants = LearningConstants()

@@ -21,15 +21,6 @@ from adaserve.request import Request, RequestState
 from adaserve.step import READY_LAG, StepOutcome, StepShape
 from adaserve.tree import MAX_NODES
 
-AT_FIRST = 32
-"""Prompt rows whose costs are looked at first: where rows take long, no more fit into a step."""
-OFFERED = 64
-"""Most prompt rows beside which depths are compared."""
-READ_ALONG = 64
-"""Rows that a draft model that is behind may read in any case, those of prompts among them."""
-MOST_READ = 2048
-"""Most of them."""
-
 
 class PlusScheduling:
     """Shares out a step's rows by what they bring; parts that are left out fall back to the paper's rule.
@@ -50,7 +41,7 @@ class PlusScheduling:
         self._paper = paper
         self._calibration = calibration
         self._budget = budget
-        self._yields = Yields(self.deepest, constants.prompt_worth)
+        self._yields = Yields(self.deepest, constants.prompt_worth, constants.learning)
 
     @property
     def deepest(self) -> int:
@@ -82,7 +73,7 @@ class PlusScheduling:
         depth, width, price = fixed.depth, fixed.width, None
         if self._parts.priced:
             width = self._width(drafting) if self._paper.fixed_width is None else width
-            prompt = min(demand.prompt, OFFERED)
+            prompt = min(demand.prompt, self._constants.offered_rows)
             offers, price = offers_of(scene, self._yields, drafting, width, prompt), self._yields.seconds_per_token
             if scene.decoding:
                 price = worth(offers, price, bool(scene.backlog or scene.waiting))
@@ -208,7 +199,7 @@ class PlusScheduling:
         most, stretch = c.prompt_rows, c.prompt_stretch
         pursuing = [s for s in scene.decoding if s.request.id not in lost] if lost else scene.decoding
         if all(bearable(s, scene.now, 1.0, c.pace) is None for s in pursuing):  # nobody has a target to keep
-            most, stretch = max(most, min(c.idle_prompt_rows, scene.latency.longest - rows)), 2 * stretch
+            most, stretch = max(most, min(c.idle_prompt_rows, scene.latency.longest - rows)), c.free_stretch
         most = min(most, waiting)
         passes = (len(scene.decoding), *[len(scene.decoding) * width] * (depth - 1)) if depth else ()
         base = scene.latency.predict(StepShape(rows, context, passes))
@@ -231,15 +222,16 @@ class PlusScheduling:
         drafted = [s for s in scene.decoding if s.request.id not in spared]
         lags = [len(s.tokens) - s.draft_computed for s in drafted]
         behind = sum([lag for lag in lags if lag > READY_LAG])
-        if behind <= READ_ALONG:
-            return READ_ALONG
+        c = self._constants
+        if behind <= c.read_least:
+            return c.read_least
         others = [s for s, lag in zip(drafted, lags, strict=True) if lag <= READY_LAG]
         latency, ready = scene.latency, len(others)
         base = latency.predict(StepShape(len(scene.decoding), context, (ready,) * depth if ready else ()))
         pursuing, gain = [s for s in others if s.request.id not in lost], 1 + sum(self._yields.accepted[:depth])
-        borne = [seconds for seconds, _ in strained(pursuing, scene.now, base, gain, self._constants.pace)]
-        longest = latency.reading(ready + READ_ALONG) + max(self._constants.catching_up * base, min(borne, default=base))
-        rows = range(READ_ALONG, min(behind, MOST_READ) + 1)
+        borne = [seconds for seconds, _ in strained(pursuing, scene.now, base, gain, c.pace)]
+        longest = latency.reading(ready + c.read_least) + max(c.catching_up * base, min(borne, default=base))
+        rows = range(c.read_least, min(behind, c.read_most) + 1)
         return rows[max(1, bisect_right(rows, longest, key=lambda more: latency.reading(ready + more))) - 1]
 
 

@@ -2,25 +2,8 @@
 
 from itertools import accumulate, compress
 
+from adaserve.policy.plus.parts import LearningConstants
 from adaserve.step import StepOutcome
-
-RATE = 0.05
-"""How far a depth's estimates move towards what one step brought."""
-
-FADE = 0.98
-"""What a step leaves of earlier ones in the rate of tokens: about 50 steps count."""
-
-HOPE = 0.0005
-"""How far the estimate of a draft that is not used moves back to the first guess in a step."""
-
-FIRST, NEXT = 0.6, 0.75
-"""Before anything was measured: the first token of a draft is accepted this often, each further one if the one before was."""
-
-CHAIN = 1.0
-"""Before anything was measured: nodes verified at each depth. A guess that is too high is never put right, for nobody drafts."""
-
-FURTHER = 0.8
-"""What a node is worth that was not verified, compared with the worst that were."""
 
 
 class Yields:
@@ -29,10 +12,11 @@ class Yields:
     accepted[k], nodes[k]: draft tokens accepted and nodes verified at depth k + 1. prompt_worth: of a prompt row, in tokens.
     """
 
-    def __init__(self, deepest: int, prompt_worth: float) -> None:
+    def __init__(self, deepest: int, prompt_worth: float, learning: LearningConstants) -> None:
+        self._learning = learning
         self._prompt_worth = prompt_worth
-        self.accepted = [FIRST * NEXT**k for k in range(deepest)]
-        self.nodes = [CHAIN] * deepest
+        self.accepted = [learning.first_accepted * learning.next_accepted**k for k in range(deepest)]
+        self.nodes = [learning.first_nodes] * deepest
         self._tokens = 0.0
         self._seconds = 0.0
         self._best = [0.0]  # f of the last step's best k nodes in all, by k
@@ -49,25 +33,25 @@ class Yields:
         """Tokens that the best k nodes are expected to bring where `usual` are verified: by f, as it was in the last step."""
         best, count = self._best, len(self._best) - 1
         if not count:
-            return FIRST * NEXT * min(k, usual)
+            return self._learning.first_accepted * self._learning.next_accepted * min(k, usual)
         at = k * count / usual
         below = min(int(at), count)
         if below < count:
             found = best[below] + (at - below) * (best[below + 1] - best[below])
         else:  # further ones are as good as the last eighth was, or a little worse
             last = max(1, count // 8)
-            found = best[count] + (at - count) * FURTHER * (best[count] - best[count - last]) / last
+            found = best[count] + (at - count) * self._learning.further_worth * (best[count] - best[count - last]) / last
         return found * usual / count
 
     def learn(self, outcome: StepOutcome) -> None:
         """Take in a step."""
-        plan, drafted = outcome.plan, outcome.drafted
+        c, plan, drafted = self._learning, outcome.plan, outcome.drafted
         if drafted.path_prob:
             self._best = [0.0, *accumulate(sorted(drafted.path_prob, reverse=True))]
         gained = sum(map(len, outcome.tokens))
         prompts = sum([chunk.length for chunk in plan.chunks])
-        self._tokens = FADE * self._tokens + gained + self._prompt_worth * prompts
-        self._seconds = FADE * self._seconds + outcome.times.total
+        self._tokens = c.token_fade * self._tokens + gained + self._prompt_worth * prompts
+        self._seconds = c.token_fade * self._seconds + outcome.times.total
         tried = min(plan.depth, len(self.accepted))
         if tried:
             rooms = [most for most, chunk in zip(plan.room, plan.drafting, strict=True) if chunk is not None]
@@ -75,13 +59,13 @@ class Yields:
             for k in range(tried):
                 able = sum([most > k for most in rooms])
                 if able:
-                    self.accepted[k] += RATE * (accepted.count(k + 1) / able - self.accepted[k])
-                    self.nodes[k] += RATE * (verified.count(k + 1) / able - self.nodes[k])
+                    self.accepted[k] += c.draft_rate * (accepted.count(k + 1) / able - self.accepted[k])
+                    self.nodes[k] += c.draft_rate * (verified.count(k + 1) / able - self.nodes[k])
         # What was not tried is guessed from what was: no depth brings more than the one above it, and a draft that was given up
         # gets another chance in time.
         if plan.depth == 0 and self.accepted:
-            self.accepted[0] += HOPE * (FIRST - self.accepted[0])
-            self.nodes[0] += HOPE * (CHAIN - self.nodes[0])
+            self.accepted[0] += c.hope * (c.first_accepted - self.accepted[0])
+            self.nodes[0] += c.hope * (c.first_nodes - self.nodes[0])
         for k in range(max(plan.depth, 1), len(self.accepted)):
             before, last = self.accepted[k - 1], self.accepted[k]
-            self.accepted[k] = min(before, last + RATE * (before * NEXT - last))
+            self.accepted[k] = min(before, last + c.draft_rate * (before * c.next_accepted - last))
