@@ -112,7 +112,7 @@ class PlusConstants:
     patience: float = 5.0
     chunk_part: float = 0.5
     chunk_cheap: float = 1.05
-    prompt_stretch: float = 3.0
+    prompt_stretch: float = 2.0
     free_stretch: float = 4.0
     read_least: int = 64
     read_most: int = 2048
