@@ -2,16 +2,23 @@
 
 import random
 import time
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
 
-from adaserve.assembly import Models
+from adaserve.assembly import Models, Sizes, assemble_engine, make_executor
+from adaserve.clock import WallClock
+from adaserve.engine import Engine
+from adaserve.metrics import RequestResult
 from adaserve.policy.library import make_policy
 from adaserve.request import FinishReason, Request, SamplingParams, Targets
-from adaserve.step import StepOutcome
-from tests.engines import SMALL, Setting, engine_for, random_requests, run, tiny_models
+from adaserve.server.engine_process import token_news
+from adaserve.step import StepOutcome, StepPlan
+from adaserve.tree import CandidateTree
+from tests.captures import Replaying
+from tests.engines import PROFILE, SMALL, Setting, engine_for, random_requests, run, tiny_models
 
 LONG = [SamplingParams(max_tokens=30, temperature=0.7, ignore_eos=True)]
 
@@ -141,6 +148,80 @@ def test_a_device_is_not_kept_waiting_until_news_is_told(monkeypatch: pytest.Mon
         told += report.outcome is not None
         done.append("told")
     assert done == ["verify", *["commit", "verify", "told"] * (told - 1), "commit", "told"] and told > 5
+
+
+def test_a_step_that_cannot_begin_costs_no_news(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the step before it brought is told; the next call raises, and so does every further one."""
+    engine = engine_for(tiny_models(), Setting("adaserve", captured=True))
+    for request in random_requests(random.Random(3), 5, LONG):
+        engine.add(request)
+    assert engine.step() is not None
+
+    def broken(plan: StepPlan) -> CandidateTree:
+        raise RuntimeError("no memory left")
+
+    monkeypatch.setattr(engine._executor, "speculate", broken)
+    report = engine.step()
+    assert report is not None and report.outcome is not None and any(u.tokens for u in report.updates)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="no memory left"):
+            engine.step()
+
+
+def test_an_executor_serves_another_engine_after_a_step_that_was_begun_and_dropped() -> None:
+    models, sizes, policy = tiny_models(), Sizes(8, 200, 400, 4), make_policy("adaserve", SMALL)
+    executor = make_executor(models, sizes, WallClock(), padded=True, capture=Replaying)
+    requests = random_requests(random.Random(3), 5, LONG)
+
+    def engine() -> Engine:
+        return assemble_engine(models, sizes, policy, PROFILE, clock=WallClock(), executor=executor)
+
+    dropped = engine()
+    for request in requests:
+        dropped.add(request)
+    for _ in range(4):
+        assert dropped.step() is not None
+    assert run(engine(), requests).tokens == run(engine_for(models, Setting("adaserve")), requests).tokens
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_what_goes_to_the_clients_is_each_ones_own(captured: bool) -> None:
+    """Nodes drafted and verified steps, as they go over the wire, add up to what each request's result says, whoever hangs up."""
+    engine = engine_for(tiny_models(), Setting("adaserve", captured=captured, slots=6))
+    requests = random_requests(random.Random(5), 14, LONG)
+    for request in requests:
+        engine.add(request)
+    rng, drafted, steps = random.Random(1), Counter[str](), Counter[str]()
+    victims = [r.id for r in requests[::3]]
+    results: dict[str, RequestResult] = {}
+    while (report := engine.step()) is not None:
+        for news in token_news(report):
+            drafted[news.id] += news.drafted
+            steps[news.id] += news.verified
+            if news.result is not None:
+                results[news.id] = news.result
+        if victims and rng.random() < 0.4:
+            engine.cancel(victims.pop())
+    assert len(results) == len(requests) and sum(drafted.values()) > 50
+    assert any(result.finish is FinishReason.CANCELLED for result in results.values())
+    for name, result in results.items():
+        assert (drafted[name], steps[name]) == (result.drafted, result.steps), name
+
+
+def test_a_drafts_catching_up_is_of_the_step_whose_time_it_takes() -> None:
+    """Where it runs behind the target's pass, that is the next one."""
+    engine = engine_for(tiny_models(), Setting("adaserve", captured=True))
+    for request in random_requests(random.Random(3), 5, LONG):
+        engine.add(request)
+    before, seen = 0, 0
+    while (report := engine.step()) is not None:
+        assert report.outcome is not None
+        plan, shape = report.outcome.plan, report.outcome.shape
+        reads = sum(chunk.length for chunk in plan.drafting if chunk is not None) if plan.depth else 0
+        assert sum(shape.draft_rows[:1]) == reads + before
+        before = sum(chunk.length for chunk in plan.catch_up)
+        seen += before > 0
+    assert seen > 1
 
 
 def test_a_policy_learns_from_every_step_once_while_the_next_one_is_verified(monkeypatch: pytest.MonkeyPatch) -> None:

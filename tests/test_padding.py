@@ -75,3 +75,8 @@ def test_a_budget_that_ends_on_a_bucket_is_not_exceeded() -> None:
     # 60 requests take 64 places; beside 160 prompt rows 96 nodes fill 320 rows, where 100 would have computed 352.
     assert most_nodes(GraphPadding(), 60, 160, 320) == 96
     assert computed(GraphPadding(), 60, 100, 160) == 352
+
+
+def test_trees_of_many_rows_fill_a_bucket() -> None:
+    """They are captured like passes with prompt chunks (executor/check.py), and predicted without another padding."""
+    assert all(bucket(places(count)) == places(count) for count in range(57, 513))

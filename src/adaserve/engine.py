@@ -88,6 +88,8 @@ class Engine:
         self._baseline = baseline
         self._inbox = Inbox()
         self._flight: Flight | None = None  # the next step, if it was begun
+        self._ended: list[Progress] = []  # by mail, which the next report tells before what its step brought
+        self._broken: Exception | None = None  # why the next step could not be begun
         self._last: StepOutcome | None = None  # of the last step, which nobody has learned from yet
 
     @property
@@ -116,13 +118,17 @@ class Engine:
         self._scheduler.check()
 
     def step(self) -> StepReport | None:
-        """One iteration: speculate, select, verify, commit; prompt chunks ride along with verification. None when idle."""
-        ended: list[Progress] = []
-        flight, self._flight = self._flight, None
+        """One iteration: speculate, select, verify, commit; prompt chunks ride along with verification. None when idle.
+
+        On a device that works meanwhile the first three were done by the call before, and are done here for the next one.
+        """
+        if self._broken is not None:
+            raise self._broken
+        flight = self._flight or self._begin()
+        self._flight = None
+        ended, self._ended = self._ended, []
         if flight is None:
-            ended, flight = self._begin()
-        if flight is None:
-            return self._report(_news(ended), None, (), self._clock.now()) if ended else None
+            return self._report(_news(ended), None, (), self._stats(None), self._clock.now()) if ended else None
         outcome = self._executor.commit(flight.plan, flight.verdict)  # keep accepted KV; tokens reach the host here
         now = self._clock.now()
         progress = self._scheduler.record(outcome, now)
@@ -130,24 +136,26 @@ class Engine:
         times = replace(outcome.times, schedule=flight.scheduling + recorded - now)
         outcome = replace(outcome, times=times.within(recorded - flight.started))
         self._last = outcome
+        news, stats = _news(ended + progress), self._stats(outcome)
         slo_selected = tuple(flight.slo.tolist()[: len(flight.plan.decoding)])
-        news = _news(ended + progress)
         if self._executor.runs_ahead:
-            ended, self._flight = self._begin()
-            news += _news(ended)
-        return self._report(news, outcome, slo_selected, now)
+            try:
+                self._flight = self._begin()
+            except Exception as error:
+                self._broken = error  # raised by the next call: what this step brought is not lost
+        return self._report(news, outcome, slo_selected, stats, now)
 
-    def _begin(self) -> tuple[list[Progress], Flight | None]:
-        """Take in the mail and begin a step, if there is one to make; also those whom the mail ended."""
+    def _begin(self) -> Flight | None:
+        """Take in the mail and begin a step, if there is one to make."""
         started = self._clock.now()
         mail = self._inbox.take()
-        ended = self._scheduler.admit(mail.requests, started)
+        self._ended += self._scheduler.admit(mail.requests, started)
         if mail.cancelled:
-            ended += self._scheduler.cancel(set(mail.cancelled))
+            self._ended += self._scheduler.cancel(set(mail.cancelled))
         plan = self._scheduler.plan(started)
         if plan is None:
             self.learn()
-            return ended, None
+            return None
         planned = self._clock.now()
         candidates = self._executor.speculate(plan)  # draft model: d beam steps of width w
         selected = self._executor.select(plan, candidates, self._policy.selection)  # which nodes deserve the target's time
@@ -157,7 +165,7 @@ class Engine:
         self._scheduler.publish()
         scheduling = planned - started + self._clock.now() - verified
         slo = selected.slo.sum(1).to("cpu", non_blocking=True)  # [n], on the host once commit has waited
-        return ended, Flight(plan, verdict, slo, started, scheduling)
+        return Flight(plan, verdict, slo, started, scheduling)
 
     def learn(self) -> None:
         """Learn from the last step, if that was not done yet: what steps take, and what the policy learns."""
@@ -168,12 +176,19 @@ class Engine:
         if self._policy.learner is not None:
             self._policy.learner.learn(last)
 
+    def _stats(self, outcome: StepOutcome | None) -> EngineStats:
+        plan = outcome.plan if outcome else None
+        return EngineStats(
+            running=self._scheduler.running,
+            waiting=self._scheduler.waiting,
+            kv_usage=self._scheduler.usage(),
+            budget_rows=plan.limits.nodes + len(plan.decoding) + sum(c.length for c in plan.chunks) if plan else 0,
+            used_rows=outcome.used_rows if outcome else 0,
+            step_time_error=self._latency.error,
+        )
+
     def _report(
-        self,
-        news: list[tuple[Progress, FinishReason | None]],
-        outcome: StepOutcome | None,
-        slo_selected: tuple[int, ...],
-        now: float,
+        self, news: News, outcome: StepOutcome | None, slo_selected: tuple[int, ...], stats: EngineStats, now: float
     ) -> StepReport:
         updates = tuple(
             Update(
@@ -184,15 +199,6 @@ class Engine:
                 None if finish is None else RequestResult.from_state(p.state, now, self._baseline),
             )
             for p, finish in news
-        )
-        plan = outcome.plan if outcome else None
-        stats = EngineStats(
-            running=self._scheduler.running,
-            waiting=self._scheduler.waiting,
-            kv_usage=self._scheduler.usage(),
-            budget_rows=plan.limits.nodes + len(plan.decoding) + sum(c.length for c in plan.chunks) if plan else 0,
-            used_rows=outcome.used_rows if outcome else 0,
-            step_time_error=self._latency.error,
         )
         return StepReport(updates, outcome, slo_selected, stats)
 

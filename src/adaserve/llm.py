@@ -156,7 +156,8 @@ class LLM:
         except BaseException:
             for request_id in writers.keys() - done.keys():
                 engine.cancel(request_id)
-            engine.step()
+            while engine.step() is not None:  # a step may be under way
+                pass
             raise
         return done
 

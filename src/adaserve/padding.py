@@ -64,7 +64,7 @@ class Unpadded:
 
 
 class GraphPadding:
-    """Passes are captured in the sizes of `places`, those with prompt chunks in those of ROWS."""
+    """Passes are captured in the sizes of `places`, or with prompt chunks in those of ROWS: from 64 to 512 these are the same."""
 
     def trees(self, requests: int, nodes: int, most: int) -> int:
         """What might have been verified, rounded up twice: requests alone, then all together."""
@@ -112,7 +112,7 @@ def bucket(rows: int) -> int | None:
 
 
 def bucket_within(rows: int) -> int:
-    """The most rows of a pass with prompt chunks that computes no more than so many: a bucket, or any number beyond them."""
+    """The most rows of a pass that computes no more than so many: a bucket, or any number beyond them."""
     at = bisect_right(ROWS, rows)
     return rows if at == len(ROWS) else ROWS[at - 1] if at else 0
 

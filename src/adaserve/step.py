@@ -89,8 +89,8 @@ class StepPlan:
     drafting: for each, the known tokens that the draft has yet to compute, the root last, before it speculates; None where it
         does not speculate in this step (root only).
     chunks: prompt rows that the target computes beside the trees.
-    catch_up: known tokens that the draft model computes beside its speculation: the chunks' own tokens, and what d = 0 periods
-        or prefix hits left behind.
+    catch_up: known tokens that the draft model computes beside its speculation, or once the target's pass is under way: the
+        chunks' own tokens, and what d = 0 periods or prefix hits left behind.
     depth, width: d and w of the beam; depth 0 is plain decoding.
     predicted: t, the step's predicted duration in seconds.
     coupled: whether a draft model ranks by the noise of the target's draws too; it matters at temperatures above 0 only.

@@ -1,6 +1,7 @@
 """The first law over ranks: an engine whose target is shared gives each request the tokens that one rank gives it."""
 
 import random
+import time
 
 import pytest
 import torch
@@ -61,6 +62,20 @@ def test_law_over_ranks(reference: tuple[str, Run], name: str) -> None:
     assert ("pre-empted" in name) == (preempted > 0), "a case about pre-emption must pre-empt, the others should not"
     if setting.draft.startswith("model"):
         assert sum(r.accepted for r in found.results.values()) > 0, "speculation that is never accepted proves little"
+
+
+def test_no_rank_waits_in_a_collective_for_a_caller_who_pauses() -> None:
+    """Nor for one who leaves while a promised step is under way."""
+    setting, sampling = Setting("continuous", draft="none", padded=True), SamplingParams(max_tokens=30, ignore_eos=True)
+    with shared_engine(CONFIG, WEIGHTS, None, setting, 2, timeout=1.0) as engine:
+        for request in random_requests(random.Random(1), 3, [sampling]):
+            engine.add(request)
+        for _ in range(12):
+            assert engine.step() is not None
+        flight = engine._flight
+        assert flight is not None and flight.plan.again
+        time.sleep(2.5)
+        assert engine.step() is not None
 
 
 def test_words_hold_a_tree() -> None:

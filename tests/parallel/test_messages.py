@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaserve.errors import EngineFailed
-from adaserve.parallel.messages import Failed, Here, Link, Load, Loaded, Message, Plan, Serve, Tree
+from adaserve.parallel.messages import Commit, Failed, Here, Link, Load, Loaded, Message, Plan, Serve, Tree
 from adaserve.request import SamplingParams
 from adaserve.step import Chunk, Limits, Order, PageGrant, Placement, StepPlan
 from tests.parallel.worlds import groups
@@ -64,7 +64,9 @@ def test_a_plan_arrives_whole(plan: StepPlan) -> None:
     theirs.close()
 
 
-@pytest.mark.parametrize("message", [Load(1, 2, "m", "/m", "gguf file", "float64", "cpu", 1, 9.0), Serve(1, 2, 3, 4), Tree(7, 9)])
+@pytest.mark.parametrize(
+    "message", [Load(1, 2, "m", "/m", "gguf file", "float64", "cpu", 1, 9.0), Serve(1, 2, 3, 4), Tree(7, 9), Commit()]
+)
 def test_other_messages_to_a_rank(message: Message) -> None:
     ours, theirs = map(Link, socketpair())
     ours.send(message)

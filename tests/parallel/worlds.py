@@ -56,10 +56,18 @@ def together(size: int, run: Callable[[int], T]) -> list[T]:
 
 @contextmanager
 def shared_engine(
-    config: ModelConfig, weights: Mapping[str, Tensor], draft: Decoder | None, setting: Setting, size: int
+    config: ModelConfig,
+    weights: Mapping[str, Tensor],
+    draft: Decoder | None,
+    setting: Setting,
+    size: int,
+    timeout: float = TIMEOUT,
 ) -> Iterator[Engine]:
-    """An engine whose target several ranks share: rank 0 is the engine's, the others follow on threads."""
-    world = groups(size)
+    """An engine whose target several ranks share: rank 0 is the engine's, the others follow on threads.
+
+    timeout: seconds that a rank waits for another one in a collective.
+    """
+    world = groups(size, timeout)
     sizes = Sizes(setting.slots, 200, setting.pages, setting.page_size)
     ends = [socketpair() for _ in range(size - 1)]
 

@@ -6,7 +6,7 @@ hold exactly what there is.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,8 +25,19 @@ from adaserve.runtime.stopwatch import Stopwatch
 from adaserve.runtime.table import SamplingTable
 from adaserve.runtime.transfer import Fetch, upload
 from adaserve.speculation.drafter import Drafter, Gained
-from adaserve.step import PhaseTimes, StepOutcome, StepPlan, StepShape, Verdict
+from adaserve.step import Chunk, PhaseTimes, StepOutcome, StepPlan, StepShape, Verdict
 from adaserve.tree import CandidateTree
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What a drafter does between two steps, in time that is the latter's: the former's catch-up, and trees. watch: how long."""
+
+    catch_up: tuple[Chunk, ...]
+    watch: Stopwatch | None
+
+
+NOTHING = Preparation((), None)
 
 
 class DeviceExecutor:
@@ -55,7 +66,7 @@ class DeviceExecutor:
         self._clock = clock
         self._watch = watch
         self._stopwatch = watch()
-        self._prepared: Stopwatch | None = None  # of what the drafter does ahead of the next step
+        self._prepared = NOTHING  # what the drafter does ahead of the next step
         self._known: dict[int, int] = {}  # slot -> known tokens, as far as the host has heard
         self._logprobs: dict[int, int] = {}  # slot -> alternatives asked for
         self._trace: Trace | None = None
@@ -69,11 +80,16 @@ class DeviceExecutor:
 
     @property
     def runs_ahead(self) -> bool:
-        """Whether promised steps are begun before they are planned: on a device that works while the host plans."""
+        """Whether steps are begun before the last one's news is told, and promised ones before they are planned.
+
+        So it is on a device that works while the host plans.
+        """
         return self._table.spare is not None
 
     def forget(self) -> None:
-        """Drop what the drafter remembers."""
+        """Drop what the drafter remembers, and a step that was begun and will not be committed."""
+        self._stopwatch, self._prepared = self._watch(), NOTHING
+        self._trace = self._ahead = self._early = None
         if self._drafter is not None:
             self._drafter.forget()
 
@@ -130,14 +146,15 @@ class DeviceExecutor:
         ahead = plan.again and self.runs_ahead
         prepares = self._drafter is not None and self._table.spare is not None
         results = Fetch(trace.results, reused=ahead or prepares)
-        before, self._prepared = self._prepared, None
+        before, self._prepared = self._prepared, NOTHING
         if ahead:
             self._ahead = self._run_ahead(plan)
         if self._drafter is not None and prepares:
-            self._prepared = self._watch()
-            self._prepared.mark()
+            watch = self._watch()
+            watch.mark()
             self._drafter.prepare(plan, self._table)
-            self._prepared.mark()
+            watch.mark()
+            self._prepared = Preparation(plan.catch_up, watch)
         found = Found(*results.wait())
         if early is not None:
             found = found.roots(early.rows(plan))
@@ -157,7 +174,7 @@ class DeviceExecutor:
         logprobs = tree_logprobs(plan, found, trace, self._logprobs) if self._described(plan.decoding) else ((),) * n
         first_logprobs = chunk_logprobs([c.slot for c in drawing], trace, self._logprobs)
         speculate, select, verify = self._stopwatch.laps()
-        speculate += sum(before.laps()) if before is not None else 0.0
+        speculate += sum(before.watch.laps()) if before.watch is not None else 0.0
         verify += sum(early.watch.laps()) if early is not None else 0.0
         return StepOutcome(
             plan=plan,
@@ -167,7 +184,7 @@ class DeviceExecutor:
             first_logprobs=first_logprobs,
             drafted=drafted,
             failed=failed_slots(plan, found),
-            shape=self._shape(plan, trace.tree.rows, context),
+            shape=self._shape(plan, trace.tree.rows, context, before.catch_up if prepares else plan.catch_up),
             times=PhaseTimes(speculate=speculate, select=select, verify=verify, commit=self._clock.now() - fetched),
         )
 
@@ -215,9 +232,9 @@ class DeviceExecutor:
         """Whether any of these requests asked for log-probabilities, for which their logits must last until commit."""
         return not self._logprobs.keys().isdisjoint(slots)
 
-    def _shape(self, plan: StepPlan, trees: int, context: int) -> StepShape:
-        """What was computed; trees: rows of trees, padding included."""
+    def _shape(self, plan: StepPlan, trees: int, context: int, catch_up: Sequence[Chunk]) -> StepShape:
+        """What was computed in the step's time; trees: rows of trees, padding included. catch_up: of the draft in this time."""
         prompt = sum(c.length for c in plan.chunks)
         rows = self.padding.whole(trees, prompt)
-        draft_rows, draft_context = self._drafter.work(plan) if self._drafter else ((), 0)
+        draft_rows, draft_context = self._drafter.work(plan, catch_up) if self._drafter else ((), 0)
         return StepShape(rows, context, draft_rows, draft_context, prompt)

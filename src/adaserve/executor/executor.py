@@ -20,7 +20,11 @@ class Executor(Protocol):
 
     @property
     def runs_ahead(self) -> bool:
-        """Whether it computes a step before its plan is made where the plan before it promises that (StepPlan.again)."""
+        """Whether a device works while the host does something else.
+
+        Then the next step is begun before the last one's news is told, and computed before it is planned where the plan before it
+        promises that (StepPlan.again).
+        """
         ...
 
     def forget(self) -> None:
@@ -35,7 +39,7 @@ class Executor(Protocol):
         ...
 
     def select(self, plan: StepPlan, candidates: CandidateTree, choose: Choose) -> Selected:
-        """Let the policy's selection choose among the candidates.  [n, N]"""
+        """Let the policy's selection choose among the candidates: as many rows as these have.  [n, N]"""
         ...
 
     def verify(self, plan: StepPlan, candidates: CandidateTree, chosen: Tensor) -> Verdict:

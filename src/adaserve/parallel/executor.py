@@ -1,8 +1,8 @@
 """Executors of several ranks: rank 0's, which leads, and the loop of the others, which follow.
 
     rank 0       speculate           select    words of the trees ─┐   verify   commit
-                     │ Plan                        │ Tree           │ broadcast
-    other ranks      └▶ slots, pages, sampling     └────────────────┴▶ verify   commit
+                     │ Plan                        │ Tree           │ broadcast     │ Commit
+    other ranks      └▶ slots, pages, sampling     └────────────────┴▶ verify       └▶ commit
 
 Around each rank's own executor, which is the same as of one rank: the draft model lives on rank 0 alone, so the others have no
 drafter. Verification runs on all ranks in lock-step. Everything after the passes (draws with keyed noise from joined logits, the
@@ -19,7 +19,7 @@ from adaserve.errors import EngineFailed
 from adaserve.executor.executor import Executor
 from adaserve.padding import Padding
 from adaserve.parallel.group import Group
-from adaserve.parallel.messages import Link, Message, Plan, Tree
+from adaserve.parallel.messages import Commit, Link, Message, Plan, Tree
 from adaserve.parallel.ranks import Ranks
 from adaserve.purse import Choose, Selected
 from adaserve.step import StepOutcome, StepPlan, Verdict
@@ -75,6 +75,7 @@ class Leader:
     def commit(self, plan: StepPlan, verdict: Verdict) -> StepOutcome:
         """Commit; what a rank computed together with one that has died would mean nothing."""
         with self._ranks.watched():
+            self._ranks.send(Commit())
             outcome = self._inner.commit(plan, verdict)
             self._ranks.check()
             return outcome
@@ -97,7 +98,12 @@ def follow(executor: Executor, group: Group, link: Link, device: torch.device) -
         words = torch.zeros(tree.requests, tree.columns, dtype=torch.int64, device=device)  # [n, N]
         if words.numel() > 0:
             group.broadcast(words)
-        executor.commit(plan, executor.verify(plan, *tree_of(words)))
+        verdict = executor.verify(plan, *tree_of(words))
+        message = link.hear()
+        if message is None:
+            return
+        _expect(message, Commit)
+        executor.commit(plan, verdict)
 
 
 def tree_words(candidates: CandidateTree, chosen: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """What rank 0 and the other ranks say to each other outside the passes: typed, length-prefixed MessagePack over a socket.
 
-    rank 0  --Load, Serve, then for every step Plan and Tree-->  another rank
+    rank 0  --Load, Serve, then for every step Plan, Tree and Commit-->  another rank
             <--Here, Loaded, Failed--
 
 Frames are decoded against the types below and nothing else: torch's own way to broadcast an object is a pickle, which runs code,
@@ -69,6 +69,10 @@ class Tree(Message, frozen=True):
     columns: int
 
 
+class Commit(Message, frozen=True):
+    """Rank 0 commits its step, and may run the next one ahead: before, others would wait for it in a collective."""
+
+
 class Here(Message, frozen=True):
     """A rank is ready to meet the others."""
 
@@ -86,7 +90,7 @@ class Failed(Message, frozen=True):
     wanted: bool
 
 
-ToRank = Load | Serve | Plan | Tree
+ToRank = Load | Serve | Plan | Tree | Commit
 FromRank = Here | Loaded | Failed
 
 

@@ -1,12 +1,13 @@
 """The Drafter protocol: whoever proposes candidate trees."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
 from adaserve.runtime.slots import SlotTable
-from adaserve.step import Drafted, Placement, StepPlan
+from adaserve.step import Chunk, Drafted, Placement, StepPlan
 from adaserve.tree import CandidateTree, DraftTree
 
 
@@ -37,18 +38,22 @@ class Drafter(Protocol):
         """Drop what is remembered of requests that have gone."""
         ...
 
-    def work(self, plan: StepPlan) -> tuple[tuple[int, ...], int]:
-        """Rows of each pass over a draft model that `propose` makes, and the paged tokens that its attention reads."""
+    def work(self, plan: StepPlan, catch_up: Sequence[Chunk]) -> tuple[tuple[int, ...], int]:
+        """Rows of each pass over a draft model, for a plan's trees and this catch-up, and paged tokens that attention reads."""
         ...
 
     def propose(self, plan: StepPlan, table: SlotTable) -> CandidateTree:
-        """Do the plan's catch-up and grow trees of the plan's depth and width for those that draft.  [n, N]"""
+        """Grow trees of the plan's depth and width for those that draft.  [n, N], or [places(n), N] where the table is padded
+
+        Where it is not, do the plan's catch-up as well.
+        """
         ...
 
     def prepare(self, plan: StepPlan, table: SlotTable) -> None:
-        """Begin what the step after this one will most likely ask for, once this step's tokens are known to `table`.
+        """Where the table is padded: do the plan's catch-up, and begin what the next step will most likely ask for.
 
-        Enqueues work and waits for nothing; to a GPU it is something to do while the host plans.
+        This step's tokens are known to `table`. Enqueues work and waits for nothing: to a GPU it is something to do while the
+        host plans.
         """
         ...
 

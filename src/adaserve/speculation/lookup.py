@@ -1,11 +1,13 @@
 """The n-gram drafter as a Drafter: no model, no cache, host work only."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from adaserve.runtime.slots import SlotTable
 from adaserve.speculation.drafter import Gained
 from adaserve.speculation.ngram import NgramDrafter
-from adaserve.step import Placement, StepPlan
+from adaserve.step import Chunk, Placement, StepPlan
 from adaserve.tree import CandidateTree, DraftTree
 
 
@@ -27,7 +29,7 @@ class LookupDrafter:
         """Forget what tenants said before."""
         self._ngrams.forget()
 
-    def work(self, plan: StepPlan) -> tuple[tuple[int, ...], int]:
+    def work(self, plan: StepPlan, catch_up: Sequence[Chunk]) -> tuple[tuple[int, ...], int]:
         """None: there is no model."""
         return (), 0
 

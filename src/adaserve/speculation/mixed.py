@@ -4,13 +4,15 @@ Both propose for the same requests, and tree.merge joins what they say. The mode
 after such a node was accepted it has known tokens to catch up with, as after a step without a draft (StepPlan.drafting has them).
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from adaserve.runtime.slots import SlotTable
 from adaserve.speculation.drafter import Gained
 from adaserve.speculation.lookup import LookupDrafter
 from adaserve.speculation.model import ModelDrafter
-from adaserve.step import Placement, StepPlan
+from adaserve.step import Chunk, Placement, StepPlan
 from adaserve.tree import CandidateTree, DraftTree, merge
 
 
@@ -36,9 +38,9 @@ class MixedDrafter:
         self._model.forget()
         self._lookup.forget()
 
-    def work(self, plan: StepPlan) -> tuple[tuple[int, ...], int]:
+    def work(self, plan: StepPlan, catch_up: Sequence[Chunk]) -> tuple[tuple[int, ...], int]:
         """The model's: look-up has none."""
-        return self._model.work(plan)
+        return self._model.work(plan, catch_up)
 
     def propose(self, plan: StepPlan, table: SlotTable) -> CandidateTree:
         """The model's d * w columns, then one of look-up for each depth.  [n, d * (w + 1)]"""

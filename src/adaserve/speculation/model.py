@@ -94,9 +94,9 @@ class ModelDrafter:
     def forget(self) -> None:
         """Nothing is remembered."""
 
-    def work(self, plan: StepPlan) -> tuple[tuple[int, ...], int]:
+    def work(self, plan: StepPlan, catch_up: Sequence[Chunk]) -> tuple[tuple[int, ...], int]:
         """Rows of each draft pass, and the paged tokens that attention reads."""
-        return draft_work(plan.drafting, plan.catch_up, plan.depth, plan.width)
+        return draft_work(plan.drafting, catch_up, plan.depth, plan.width)
 
     def propose(self, plan: StepPlan, table: SlotTable) -> CandidateTree:
         """Run d beam steps of width w, all requests in one batch.  [n, d * w], or [places(n), d * w] if padded"""
