@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 News = list[tuple[Progress, FinishReason | None]]
+"""Progress, and why it was the last if it was."""
 
 
 @dataclass(frozen=True)

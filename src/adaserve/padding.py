@@ -105,6 +105,11 @@ def _places_apart(count: int) -> int:
     return 1 if count <= 4 else 2 if count <= 8 else 4 if count <= 16 else 8 if count <= 64 else 16 if count <= 320 else 32
 
 
+def power_of_two(count: int) -> int:
+    """So many, rounded up to a power of two; 0 of nothing."""
+    return 1 << (count - 1).bit_length() if count else 0
+
+
 def bucket(rows: int) -> int | None:
     """The smallest bucket that holds so many rows, or None."""
     at = bisect_left(ROWS, rows)

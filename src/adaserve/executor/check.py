@@ -16,7 +16,7 @@ from adaserve.cache.pool import KVPool
 from adaserve.executor.trace import Trace
 from adaserve.kernels.trees import edge_prob, pack
 from adaserve.models.decoder import Decoder
-from adaserve.padding import GraphPadding, places
+from adaserve.padding import GraphPadding, places, power_of_two
 from adaserve.runtime.batch import ForwardBatch
 from adaserve.runtime.capture import Capture, reach
 from adaserve.runtime.joined import Joined
@@ -99,7 +99,7 @@ class TreeCheck:
 
         trees = self.capture(("rows", size), rows, slot, *padded)
         joined = Joined(self.table, trees, plan.chunks, self.pool.tail_start)
-        more = [spare] * (_power(len(drawing)) - len(drawing))
+        more = [spare] * (power_of_two(len(drawing)) - len(drawing))
         hidden = _drawing_rows(plan, self.passes(joined, longest), len(more))
         slot_of = stage([*plan.decoding, *idle, *drawing, *more], device)  # [n + C]
         return self.capture(("draw", size, plan.depth, traits), check_rest, hidden, slot_of, *padded)
@@ -150,11 +150,6 @@ def _most_rows(plan: StepPlan, candidates: CandidateTree, count: int) -> int:
     """Rows that the trees of this step can have at most, by what the host knows; count: requests, padding included."""
     nodes = min(max(plan.limits.nodes, 0), len(plan.decoding) * min(candidates.token.shape[1], MAX_NODES))
     return GraphPadding().trees(count, 0, nodes)
-
-
-def _power(count: int) -> int:
-    """So many prompts that are complete, rounded up: few numbers, each of which needs calls of its own."""
-    return 1 << (count - 1).bit_length() if count else 0
 
 
 def _drawing_rows(plan: StepPlan, hidden: Tensor, more: int) -> Tensor:

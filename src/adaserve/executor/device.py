@@ -103,11 +103,9 @@ class DeviceExecutor:
             self._early = None
         self._settle(plan)
         if self._drafter is None or (plan.depth == 0 and not plan.catch_up):
-            candidates = CandidateTree.empty(len(plan.decoding), self._table.device)
+            candidates = CandidateTree.empty(self._places(len(plan.decoding)), self._table.device)
         else:
-            candidates = self._drafter.propose(plan, self._table)
-        if self._table.spare is not None:
-            candidates = candidates.resized(places(len(plan.decoding)))
+            candidates = self._drafter.propose(plan, self._table).resized(self._places(len(plan.decoding)))
         self._stopwatch.mark()
         return candidates
 
@@ -205,10 +203,14 @@ class DeviceExecutor:
         watch = self._watch()
         watch.mark()
         after = replace(plan, chunks=(), depth=0, limits=replace(plan.limits, nodes=0, depth=0))
-        nothing = CandidateTree.empty(len(slots), self._table.device)
+        nothing = CandidateTree.empty(self._places(len(slots)), self._table.device)
         trace = self._check(after, nothing, nothing.token.bool(), max(self._known[s] for s in slots) + 1, described=False)
         watch.mark()
         return Ahead(slots, trace, watch)
+
+    def _places(self, requests: int) -> int:
+        """For how many requests there are trees, padding included."""
+        return requests if self._table.spare is None else places(requests)
 
     def _settle(self, plan: StepPlan) -> None:
         """Bookkeeping that comes before the passes: who left, who came, who owns which pages."""

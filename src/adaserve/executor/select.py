@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from adaserve.padding import places
+from adaserve.padding import places, power_of_two
 from adaserve.purse import Choose, Purse, Selected
 from adaserve.runtime.capture import Capture
 from adaserve.runtime.transfer import stage
@@ -23,7 +23,7 @@ def select_padded(plan: StepPlan, candidates: CandidateTree, choose: Choose, cap
     candidates = candidates.resized(count)
     columns, device = candidates.token.shape[1], candidates.token.device
     nodes = min(limits.nodes, count * columns)  # more cannot be bought
-    most = min(1 << max(nodes - 1, 15).bit_length(), count * columns)  # few numbers: each needs a call of its own
+    most = min(power_of_two(max(nodes, 16)), count * columns)  # few numbers: each needs a call of its own
     least = most if nodes == count * columns else 0
     price = limits.price[: nodes + 1]
     price = (*price, *[math.inf] * (most + 1 - len(price))) if price else ()

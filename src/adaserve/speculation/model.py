@@ -92,7 +92,8 @@ class ModelDrafter:
         """What is kept for a slot, its rows in the pool and how its request draws, the next request overwrites."""
 
     def forget(self) -> None:
-        """Nothing is remembered."""
+        """Trees that were grown ahead are of requests that have gone."""
+        self._prepared = None
 
     def work(self, plan: StepPlan, catch_up: Sequence[Chunk]) -> tuple[tuple[int, ...], int]:
         """Rows of each draft pass, and the paged tokens that attention reads."""
