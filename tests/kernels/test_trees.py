@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaserve.kernels.trees import edge_prob, pack, picked, picked_reference, walk, walk_reference
-from adaserve.tree import MAX_NODES, ROOT, CandidateTree
+from adaserve.tree import MAX_NODES, ROOT, CandidateTree, DraftTree
 from adaserve.tree import edge_prob as edge_prob_reference
 from adaserve.tree import pack as pack_reference
 from tests.devices import DEVICE, needs_native, needs_triton
@@ -83,3 +83,63 @@ def test_picking_equals_its_twin(candidates: CandidateTree, rng: random.Random) 
     found, expected = triton_trees.picked(*arguments), picked_reference(*arguments)
     for name, x in vars(found).items():
         assert torch.equal(x, getattr(expected, name)) and x.dtype == getattr(expected, name).dtype, name
+
+
+@needs_triton
+@given(candidate_trees(), seeds(), st.integers(0, 9))
+def test_packing_into_a_size_equals_its_twin(candidates: CandidateTree, rng: random.Random, padding: int) -> None:
+    """On a device, where roots and nodes are followed by rows of padding."""
+    from adaserve.kernels import triton_trees
+
+    chosen, root_token = (x.to(DEVICE) for x in random_packing(rng, candidates))
+    tree = CandidateTree(*(x.to(DEVICE) for x in vars(candidates).values()))
+    if not tree.token.shape[1]:
+        return
+    size = len(root_token) + int(chosen.sum()) + padding
+    found, expected = triton_trees.pack(tree, chosen, root_token, size), pack_reference(tree, chosen, root_token, size)
+    for name, x in vars(found).items():
+        assert torch.equal(x, getattr(expected, name)) and x.dtype == torch.int64 and x.is_contiguous(), name
+
+
+@needs_triton
+@given(seeds())
+def test_packing_the_deepest_and_the_widest_trees_equals_its_twin(rng: random.Random) -> None:
+    """As many nodes as a tree may have, in one path or all below the root, beside candidates that are not chosen."""
+    from adaserve.kernels import triton_trees
+
+    columns, n = MAX_NODES + rng.randint(0, 20), rng.randint(1, 3)
+    ids = torch.arange(columns).repeat(n, 1)
+    deep = torch.tensor([[rng.random() < 0.5] for _ in range(n)])
+    parent, depth = torch.where(deep, ids - 1, ROOT), torch.where(deep, ids + 1, 1)
+    f = torch.full((n, columns), 0.5, dtype=torch.float64)
+    tree = CandidateTree(*(x.to(DEVICE) for x in (ids + 7, parent, depth, f, ids % 3)))
+    chosen = (ids < MAX_NODES - rng.randint(0, 2)).to(DEVICE)
+    root_token, size = torch.arange(n).to(DEVICE), n * (1 + MAX_NODES)
+    found, expected = triton_trees.pack(tree, chosen, root_token, size), pack_reference(tree, chosen, root_token, size)
+    for name, x in vars(found).items():
+        assert torch.equal(x, getattr(expected, name)), name
+
+
+@needs_triton
+@given(st.integers(0, 10**9), st.integers(0, 5), st.integers(0, 7), st.integers(0, 3))
+def test_walking_on_a_device_equals_its_twin(seed: int, n: int, padding: int, surplus: int) -> None:
+    from adaserve.kernels import triton_trees
+
+    rng = random.Random(seed)
+    trees = [random_nodes(rng, 12, 5, lambda path: rng.randrange(3)) for _ in range(n)]
+    tree = packed(trees, [rng.randrange(3) for _ in range(n)], n + sum(map(len, trees)) + padding)
+    drawn = torch.tensor([rng.randrange(3) for _ in range(tree.rows)], dtype=torch.int64)
+    max_depth = max([0, *(len(path_of(tree, row)) for row in range(tree.rows - padding))]) + surplus
+    there = DraftTree(*(x.to(DEVICE) for x in vars(tree).values()))
+    found, expected = triton_trees.walk(there, drawn.to(DEVICE), max_depth), walk_reference(tree, drawn, max_depth)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.cpu(), other) and one.dtype == other.dtype
+
+
+@needs_triton
+@given(candidate_trees())
+def test_edges_on_a_device_equal_their_twin(candidates: CandidateTree) -> None:
+    from adaserve.kernels import triton_trees
+
+    tree = CandidateTree(*(x.to(DEVICE) for x in vars(candidates).values()))
+    assert torch.equal(triton_trees.edge_prob(tree), edge_prob_reference(tree))

@@ -156,6 +156,10 @@ def tree_rows(
 
     spares: [0], or [1], the slot of padding, which the trees then may end in and which is the last group.
     """
+    if len(spares) and tree.row.is_cuda:
+        from adaserve.kernels import triton_places
+
+        return triton_places.tree_rows(known, pages, page_size, tree, slot, spares, tail_start)
     fields = tree.row, tree.depth, tree.node
     exact = not len(spares) and native.readable(*fields, tree.count, known, pages, slot)
     run = native.function("places", "tree_rows", "pppippippiiip") if exact else None
@@ -208,6 +212,32 @@ def moved_rows(
     return out[: moved[0]], out[count : count + moved[0]]
 
 
+def padded_moves_reference(
+    known: Tensor, pages: Tensor, page_size: int, tree: DraftTree, accepted: Tensor, place: Tensor, slot: Tensor, spares: Tensor,
+    tail_start: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The plain torch twin of `padded_moves`, for any device."""
+    source, dest = node_rows(known, pages, page_size, tree, place, torch.cat([slot, spares]), tail_start)
+    idle = tail_start + spares * TAIL_ROWS  # [1]
+    return torch.where(accepted, source, idle), torch.where(accepted, dest, idle)
+
+
+def padded_moves(
+    known: Tensor, pages: Tensor, page_size: int, tree: DraftTree, accepted: Tensor, place: Tensor, slot: Tensor, spares: Tensor,
+    tail_start: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """`node_rows` of accepted [B] nodes, no roots; what is not accepted moves from the spare slot's tail to itself: [B] each.
+
+    spares [1]: the slot of padding, in which the trees may end.
+    """
+    arguments = known, pages, page_size, tree, accepted, place, slot, spares, tail_start
+    if accepted.is_cuda:
+        from adaserve.kernels import triton_places
+
+        return triton_places.padded_moves(*arguments)
+    return padded_moves_reference(*arguments)
+
+
 def gain_tokens_reference(tokens: Tensor, known: Tensor, slot: Tensor, gained: Tensor, count: Tensor) -> None:
     """The plain torch twin of `gain_tokens`, for any device."""
     offset = torch.arange(gained.shape[1], device=known.device)  # [D + 1]
@@ -226,6 +256,25 @@ def gain_tokens(tokens: Tensor, known: Tensor, slot: Tensor, gained: Tensor, cou
     n, width = gained.shape
     news = slot.data_ptr(), n, gained.data_ptr(), width, count.data_ptr()
     run(*news, tokens.data_ptr(), tokens.shape[1], known.data_ptr())
+
+
+def padded_gain_reference(tokens: Tensor, known: Tensor, slot: Tensor, spares: Tensor, gained: Tensor, count: Tensor) -> None:
+    """The plain torch twin of `padded_gain`, for any device."""
+    gain_tokens_reference(tokens, known, slot, gained, count)  # the spare slot may be there many times
+    known[spares] = 0
+
+
+def padded_gain(tokens: Tensor, known: Tensor, slot: Tensor, spares: Tensor, gained: Tensor, count: Tensor) -> None:
+    """The same where the slot of padding, spares [1], may be among them, as often as it likes: it gains nothing.
+
+    What stands among its tokens means nothing.
+    """
+    if known.is_cuda:
+        from adaserve.kernels import triton_places
+
+        triton_places.padded_gain(tokens, known, slot, spares, gained, count)
+    else:
+        padded_gain_reference(tokens, known, slot, spares, gained, count)
 
 
 def last_tokens_reference(tokens: Tensor, known: Tensor, slot: Tensor) -> Tensor:

@@ -12,10 +12,17 @@ from adaserve.tree import MAX_NODES, ROOT, CandidateTree, DraftTree
 from adaserve.tree import edge_prob as edge_prob_reference
 from adaserve.tree import pack as pack_reference
 
+MOST_COLUMNS = 256
+"""Of candidate trees that a Triton kernel takes; a program holds one tree's."""
+
 
 def pack(candidates: CandidateTree, chosen: Tensor, root_token: Tensor, size: int | None = None) -> DraftTree:
     """Pack the roots and the chosen nodes of all requests into flat rows: tree.pack, whose depths follow from parents."""
     n, columns = chosen.shape
+    if size is not None and n <= size and _takes(chosen):
+        from adaserve.kernels import triton_trees
+
+        return triton_trees.pack(candidates, chosen, root_token, size)
     token, parent, source = candidates.token, candidates.parent, candidates.source
     suits = size is None and columns and native.readable(token, parent, source, chosen, root_token)
     run = native.function("trees", "pack_trees", "pppppiippp") if suits else None
@@ -31,6 +38,11 @@ def pack(candidates: CandidateTree, chosen: Tensor, root_token: Tensor, size: in
         raise ValueError(f"a request may have at most {MAX_NODES} nodes verified, {most} were chosen")
     tokens, parents, row, depth, node, mask, column, sources = out[: 8 * rows].view(8, rows).unbind()
     return DraftTree(tokens, parents, row, depth, node, mask, column, sources, count)
+
+
+def _takes(columns: Tensor) -> bool:
+    """Whether a Triton kernel takes trees of these columns [n, N]."""
+    return columns.is_cuda and 0 < columns.shape[1] <= MOST_COLUMNS
 
 
 def accepted_rows(tree: DraftTree, drawn: Tensor, max_depth: int) -> Tensor:
@@ -62,6 +74,10 @@ def walk(tree: DraftTree, drawn: Tensor, max_depth: int) -> tuple[Tensor, Tensor
 
     drawn [B]: the target's draw at every row. `max_depth` is D, at least the deepest node's depth, known to the host.
     """
+    if drawn.is_cuda:
+        from adaserve.kernels import triton_trees
+
+        return triton_trees.walk(tree, drawn, max_depth)
     fields = tree.token, tree.parent, tree.row, tree.depth, drawn
     run = native.function("trees", "walk_trees", "pppppiiippp") if native.readable(*fields) else None
     if run is None:
@@ -78,6 +94,10 @@ def walk(tree: DraftTree, drawn: Tensor, max_depth: int) -> tuple[Tensor, Tensor
 def edge_prob(candidates: CandidateTree) -> Tensor:
     """f(v) / f(parent), as tree.edge_prob: [n, N] float64, 0 for padding."""
     parent, path_prob = candidates.parent, candidates.path_prob
+    if _takes(path_prob):
+        from adaserve.kernels import triton_trees
+
+        return triton_trees.edge_prob(candidates)
     run = native.function("trees", "edge_prob", "ppiip") if native.readable(parent, path_prob) else None
     if run is None:
         return edge_prob_reference(candidates)

@@ -12,15 +12,15 @@ from adaserve.kernels.places import (
     Rows,
     beam_rows,
     gain_tokens,
-    gain_tokens_reference,
     known_rows,
     last_tokens,
     moved_rows,
-    node_rows,
+    padded_gain,
+    padded_moves,
     page_rows,
     tree_rows,
 )
-from adaserve.runtime.batch import TAIL_ROWS, ForwardBatch, Tiles
+from adaserve.runtime.batch import ForwardBatch, Tiles
 from adaserve.runtime.sampling import History
 from adaserve.runtime.transfer import upload
 from adaserve.step import Chunk, PageGrant, Placement
@@ -82,8 +82,7 @@ class SlotTable:
         if self.spare is None:
             gain_tokens(self.tokens, self.known, slot, tokens, length)
         else:
-            gain_tokens_reference(self.tokens, self.known, slot, tokens, length)  # the spare slot may be there many times
-            self.known[self.spare].fill_(0)  # padding gains nothing
+            padded_gain(self.tokens, self.known, slot, self._spares, tokens, length)
 
     def forget(self, slot: Tensor) -> None:
         """The last known token of each slot [m] is known no more."""
@@ -140,9 +139,7 @@ class SlotTable:
         owned = self.known, self.pages, self.page_size, tree
         if self.spare is None:
             return moved_rows(*owned, accepted, place, decoding, tail_start)
-        source, dest = node_rows(*owned, place, torch.cat([decoding, self._spares]), tail_start)
-        idle = tail_start + self.spare * TAIL_ROWS
-        return torch.where(accepted, source, idle), torch.where(accepted, dest, idle)
+        return padded_moves(*owned, accepted, place, decoding, self._spares, tail_start)
 
     def beam_batch(self, slot: Tensor, token: Tensor, mask: Tensor, tail: Tensor, depth: int, tail_start: int) -> ForwardBatch:
         """The rows of one draft step: slot [n]; token, mask [n, w]; tail [w]: their rows in the tail; one group a request."""
