@@ -19,6 +19,7 @@ from adaserve.models.decoder import Decoder
 from adaserve.pages import PagePool
 from adaserve.policy.policy import Policy
 from adaserve.profile import Profile
+from adaserve.purse import Choose, Purse
 from adaserve.runtime.batch import TAIL_ROWS
 from adaserve.runtime.capture import Capture, GraphCapture, Plainly
 from adaserve.runtime.passes import GraphPasses, Passes, PlainPasses
@@ -32,7 +33,8 @@ from adaserve.speculation.mixed import MixedDrafter
 from adaserve.speculation.model import ModelDrafter
 from adaserve.speculation.ngram import NgramDrafter
 from adaserve.speculation.recall import TenantMemories
-from adaserve.step import Chunk
+from adaserve.step import Chunk, Limits
+from adaserve.tree import CandidateTree
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,8 @@ def make_executor(
     pool = models.target.new_pool(**pages)
     sampling = SamplingTable(table.known.shape[0], models.target.config.vocab_size, device)
     check = TreeCheck(models.target, pool, passes(models.target, pool), make(device), drafter, table, sampling)
+    if graphs:
+        check.prepare()
     return DeviceExecutor(
         check=check,
         choosing=make(device),
@@ -124,6 +128,14 @@ def make_executor(
 
 def _lookup(models: Models) -> LookupDrafter:
     return LookupDrafter(NgramDrafter(memories=TenantMemories() if models.recalls else None))
+
+
+@torch.inference_mode()
+def _choose_once(choose: Choose, device: torch.device) -> None:
+    """Have the selection's kernels compiled, so that no request waits for it."""
+    node = torch.zeros(1, 1, dtype=torch.int64, device=device)  # [1, 1]
+    nothing = torch.zeros(1, dtype=torch.float64, device=device)  # [1]
+    choose(CandidateTree(node, node - 1, node + 1, node.double(), node), nothing, Purse.of(Limits(1, 1, 1), device), nothing)
 
 
 def _drafting(models: Models) -> Drafting:
@@ -146,6 +158,8 @@ def assemble_engine(
     latency = LatencyModel(profile)
     executor = executor or make_executor(models, sizes, clock)
     executor.forget()
+    if models.target.device.type == "cuda":
+        _choose_once(policy.selection, models.target.device)
     scheduler = Scheduler(
         policy=policy,
         latency=latency,

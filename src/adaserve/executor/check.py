@@ -104,6 +104,23 @@ class TreeCheck:
         slot_of = stage([*plan.decoding, *idle, *drawing, *more], device)  # [n + C]
         return self.capture(("draw", size, plan.depth, traits), check_rest, hidden, slot_of, *padded)
 
+    @torch.inference_mode()
+    def prepare(self) -> None:
+        """Have the kernels around a pass compiled, so that no request waits for it, on a tree of the spare slot.
+
+        Nothing changes: padding gains nothing, and what is not accepted stays where it is.
+        """
+        assert self.table.spare is not None, "only padded trees take these kernels"
+        slot = torch.full((1,), self.table.spare, dtype=torch.int64, device=self.table.device)  # [1]
+        node = torch.zeros(1, 1, dtype=torch.int64, device=slot.device)  # [1, 1]
+        proposed = CandidateTree(node, node - 1, node + 1, node.double(), node)
+        tree = self._pack(2, slot, node.bool(), *vars(proposed).values())
+        self._rows(tree, slot)
+        edge_prob(proposed)
+        verdict = verify(tree, torch.zeros_like(tree.token), 1)
+        self.pool.move(*self.table.accepted_rows(tree, tree.depth < 0, tree.node, slot, self.pool.tail_start))
+        self.table.gain(slot, verdict.tokens, verdict.length)
+
     def forget(self) -> None:
         """Let go of what was captured, as Capture does."""
         self.passes.forget()

@@ -99,7 +99,8 @@ def pack(candidates: CandidateTree, chosen: Tensor, root_token: Tensor, size: in
         *fields, chosen.contiguous().view(torch.uint8), root_token.contiguous(), packed, count, columns, size, block,
         (min(block, MAX_NODES) - 1).bit_length(), _BLOCK,
     )  # fmt: skip
-    return DraftTree(*packed.unbind(), count)
+    rows = packed.unbind()
+    return DraftTree(rows[0], rows[1], rows[2], rows[3], rows[4], rows[5], rows[6], rows[7], count)
 
 
 @triton.jit(

@@ -6,6 +6,7 @@ tree. (An unstable sort may put a child before a parent of equal f.) Nothing her
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -105,7 +106,14 @@ class LikelihoodSelection:
 
     def __call__(self, candidates: CandidateTree, need: Tensor, purse: Purse, temperature: Tensor) -> Selected:
         """Choose by f alone; `need` and `temperature` are not looked at."""
-        return SloSelection()(candidates, torch.zeros_like(need), purse, temperature)
+        wanted = torch.zeros_like(need)
+        if candidates.path_prob.is_cuda and need.shape[0] and purse.most:
+            from adaserve.policy.plus import triton_selection
+
+            if triton_selection.able(candidates.path_prob.shape[1]):  # a surplus of tokens that cost nothing, and nobody needs
+                free = replace(purse, price=purse.price[:0])
+                return triton_selection.surplus(candidates, wanted, free, temperature, 1.0, None)
+        return SloSelection()(candidates, wanted, purse, temperature)
 
     def on_host(self, candidates: CandidateTree, need: Sequence[float], limits: Limits, temperature: Sequence[float]) -> Selected:
         """The same for candidates in the host's memory."""

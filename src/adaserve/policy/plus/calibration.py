@@ -134,7 +134,7 @@ class Calibration:
     def __call__(self, candidates: CandidateTree, temperature: Tensor) -> Tensor:
         """The same in tensors, wherever they are: [n, N] float64. temperature [n] float64."""
         said = edge_prob(candidates)  # [n, N]
-        points, estimate = self._on(said.device)
+        points, estimate = self.held_on(said.device)
         column = torch.arange(said.shape[1], device=said.device)  # [N]
         first = _first_sibling(candidates)  # [n, N]
         depth = candidates.depth.clamp(1, DEPTHS)
@@ -146,8 +146,11 @@ class Calibration:
         edge = edge.minimum(pad(edge, (0, 1), value=1.0).gather(1, first))
         return _along_paths(torch.where(candidates.path_prob > 0, edge, 0.0), candidates.parent)
 
-    def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """What the draft says [P] and the estimates for it [rows * P] on a device, always the same tensors."""
+    def held_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """What the draft says [P] and the estimates for it [rows * P] on a device, float64.
+
+        Always the same tensors, for captured calls read them; refits write to them, and nobody else may.
+        """
         if device not in self._copies:
             with torch.inference_mode(False):  # refits write to them outside of any such mode
                 both = (

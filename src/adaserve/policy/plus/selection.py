@@ -3,6 +3,8 @@
 A node is worth its f, in tokens, and `urgency` times as much as long as its request is short of its need. Limits.price says
 what so many nodes cost. As f never rises along a path and urgency only ends along it, the best k nodes of the batch are connected
 trees for every k, as in policy/selection.py; the k with the largest surplus is taken, wherever on the staircase it stands.
+On a GPU three kernels choose (triton_selection.py). They are imported where they are used: a machine without one need not have
+Triton.
 """
 
 from collections.abc import Sequence
@@ -31,8 +33,12 @@ class SurplusSelection:
         n, columns = candidates.path_prob.shape
         if n == 0 or columns == 0 or purse.most == 0:
             return _nothing(candidates)
-        f = candidates.path_prob if self.calibration is None else self.calibration(candidates, temperature)  # [n, N]
-        return _chosen(f, need, purse, self.urgency)
+        if candidates.path_prob.is_cuda:
+            from adaserve.policy.plus import triton_selection
+
+            if triton_selection.able(columns):
+                return triton_selection.surplus(candidates, need, purse, temperature, self.urgency, self.calibration)
+        return surplus_reference(candidates, need, purse, temperature, self.urgency, self.calibration)
 
     def on_host(self, candidates: CandidateTree, need: Sequence[float], limits: Limits, temperature: Sequence[float]) -> Selected:
         """The same for candidates in the host's memory, in plain numbers: see policy/plus/host.py."""
@@ -42,6 +48,17 @@ class SurplusSelection:
         f = candidates.path_prob.tolist() if self.calibration is None else self.calibration.on_host(candidates, temperature)
         wanted = [min(tokens, limits.depth + 1) for tokens in need]
         return Selected.of(n, columns, *largest_surplus(f, wanted, self.urgency, limits.nodes, limits.price))
+
+
+def surplus_reference(
+    candidates: CandidateTree, need: Tensor, purse: Purse, temperature: Tensor, urgency: float, calibration: Calibration | None
+) -> Selected:
+    """The plain torch twin of triton_selection.surplus, for any device: a hundred operations.
+
+    need, temperature [n] float64. n, N and purse.most are above 0. calibration: None believes the draft's probabilities.
+    """
+    f = candidates.path_prob if calibration is None else calibration(candidates, temperature)  # [n, N]
+    return _chosen(f, need, purse, urgency)
 
 
 def _nothing(candidates: CandidateTree) -> Selected:
