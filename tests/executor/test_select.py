@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 
-from adaserve.assembly import Models, Sizes, make_executor
+from adaserve.assembly import Sizes, make_executor
 from adaserve.clock import WallClock
 from adaserve.executor.device import DeviceExecutor
 from adaserve.policy.plus.calibration import Calibration
@@ -16,15 +16,14 @@ from adaserve.policy.selection import ChainSelection, LikelihoodSelection, SloSe
 from adaserve.purse import Choose, Purse
 from adaserve.step import StepPlan
 from tests.devices import DEVICE
-from tests.engines import tiny_models
+from tests.executor.test_cuda import models
 from tests.policy.test_plus_selection import stairs
 from tests.strategies import Batch, batches, seeds
 
 
 @pytest.fixture(scope="module")
 def executor() -> DeviceExecutor:
-    models: Models = tiny_models()
-    return make_executor(models, Sizes(8, 64, 40, 4), WallClock(), padded=True)
+    return make_executor(models(torch.float64), Sizes(8, 64, 40, 4), WallClock(), padded=True)
 
 
 def plan_of(batch: Batch) -> StepPlan:
@@ -49,9 +48,9 @@ def plan_of(batch: Batch) -> StepPlan:
 def test_padding_changes_nothing(executor: DeviceExecutor, choose: Choose, batch: Batch, seed) -> None:
     if seed.random() < 0.5:
         batch = replace(batch, limits=replace(batch.limits, price=stairs(batch.limits.nodes, seed.randrange(2**31))))
-    tensors = (x.to(DEVICE) for x in vars(batch.candidates).values())
-    found = executor.select(plan_of(batch), type(batch.candidates)(*tensors), choose)
-    expected = choose(batch.candidates, batch.need, Purse.of(batch.limits), batch.temperature)
+    candidates = type(batch.candidates)(*(x.to(DEVICE) for x in vars(batch.candidates).values()))
+    found = executor.select(plan_of(batch), candidates, choose)
+    expected = choose(candidates, batch.need.to(DEVICE), Purse.of(batch.limits, DEVICE), batch.temperature.to(DEVICE))
     n = len(batch.need)
-    assert torch.equal(found.chosen[:n].cpu(), expected.chosen) and torch.equal(found.slo[:n].cpu(), expected.slo)
+    assert torch.equal(found.chosen[:n], expected.chosen) and torch.equal(found.slo[:n], expected.slo)
     assert not found.chosen[n:].any() and not found.slo[n:].any()

@@ -101,6 +101,8 @@ class TreeCheck:
         joined = Joined(self.table, trees, plan.chunks, self.pool.tail_start)
         more = [spare] * (power_of_two(len(drawing)) - len(drawing))
         hidden = _drawing_rows(plan, self.passes(joined, longest), len(more))
+        if not slots:  # prompts alone, none of which ends here: there is nothing to capture
+            return check_rest(hidden, upload((), device), *padded)
         slot_of = stage([*plan.decoding, *idle, *drawing, *more], device)  # [n + C]
         return self.capture(("draw", size, plan.depth, traits), check_rest, hidden, slot_of, *padded)
 

@@ -158,7 +158,7 @@ def _edge_kernel(parent, path_prob, edge, columns, COLUMNS: tl.constexpr):
     live = column < columns
     prob = tl.load(path_prob + first + column, mask=live, other=0.0)
     above = tl.load(parent + first + column, mask=live, other=-1)
-    before = tl.load(path_prob + first + above, mask=live & (above >= 0), other=1.0)
+    before = tl.load(path_prob + first + above, mask=(prob > 0.0) & (above >= 0), other=1.0)  # of padding nothing is asked
     tl.store(edge + first + column, tl.where(prob > 0.0, prob / before, 0.0), mask=live)
 
 
