@@ -113,7 +113,7 @@ def make_executor(
     pool = models.target.new_pool(**pages)
     sampling = SamplingTable(table.known.shape[0], models.target.config.vocab_size, device)
     check = TreeCheck(models.target, pool, passes(models.target, pool), make(device), drafter, table, sampling)
-    if graphs:
+    if gpu and spare:
         check.prepare()
     return DeviceExecutor(
         check=check,

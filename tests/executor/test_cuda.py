@@ -44,7 +44,10 @@ def models(dtype: torch.dtype, seed: int = 0, scale: float = 4.0) -> Models:
 @pytest.mark.parametrize("temperature", sorted(SAMPLING))
 @pytest.mark.parametrize("name", SETTINGS)
 def test_law_in_float64(name: str, temperature: float) -> None:
-    """Without any fast kernel: what the padded path decides is what plain decoding decides."""
+    """Without graphs or fast products: what the padded path decides is what plain decoding decides.
+
+    Kernels of trees and rows serve both; test_triton_law.py holds them against their twins.
+    """
     requests = random_requests(random.Random(temperature), 24, SAMPLING[temperature])
     pair = models(torch.float64)
     plain = run(engine_for(pair, PLAIN), requests, check=False)
@@ -75,6 +78,23 @@ def test_nothing_waits_between_speculate_and_commit() -> None:
             run(engine, [replace(r, id=r.id + "b") for r in random_requests(random.Random(0), 12, sampling)], burst=2)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+def test_kernels_of_trees_are_compiled_before_the_first_request() -> None:
+    """Whatever is served: a compilation in the middle of it would hold up everybody."""
+    from adaserve.kernels import triton_places as places
+    from adaserve.kernels import triton_trees as trees
+    from adaserve.policy.plus import triton_selection as selection
+
+    compiled = [trees._pack_kernel, trees._walk_kernel, trees._pick_kernel, trees._edge_kernel]
+    compiled += [places._tree_kernel, places._move_kernel, places._gain_kernel]
+    compiled += [selection._worth_kernel, selection._place_kernel, selection._buy_kernel]
+    pair = models(torch.float32)
+    for name in ("ours, coupled", "both sources", "deep and wide"):
+        engine = engine_for(pair, SETTINGS[name])
+        before = [len(kernel.device_caches[0][0]) for kernel in compiled]
+        run(engine, random_requests(random.Random(0), 12, SAMPLING[0.0]), burst=2)
+        assert [len(kernel.device_caches[0][0]) for kernel in compiled] == before
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

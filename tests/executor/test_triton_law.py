@@ -8,6 +8,8 @@ import random
 import pytest
 
 from adaserve import tree
+from adaserve.assembly import Sizes, make_executor
+from adaserve.clock import WallClock
 from adaserve.executor import check
 from adaserve.kernels import places
 from adaserve.policy.library import Overrides
@@ -67,3 +69,9 @@ def test_law(kernels_used: set[str], name: str, temperature: float) -> None:
     assert run(engine_for(models, setting), requests, burst=3).tokens == plain.tokens
     expected = {"pack", "edge_prob", "walk", "tree_rows", "padded_moves", "padded_gain"}
     assert kernels_used == expected | ({"surplus_reference"} if setting.policy == "adaserve+" else set())
+
+
+def test_getting_ready_runs_them_all(kernels_used: set[str]) -> None:
+    """So that none is compiled later; edges, of which a tree alone is told, and trees of other widths are trees.compile_all's."""
+    make_executor(tiny_models(), Sizes(2, 40, 20, 4), WallClock(), padded=True)._check.prepare()
+    assert kernels_used == {"pack", "walk", "tree_rows", "padded_moves", "padded_gain"}

@@ -5,13 +5,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaserve.kernels.trees import edge_prob, pack, picked, picked_reference, walk, walk_reference
+from adaserve.kernels.trees import MOST_COLUMNS, edge_prob, pack, picked, picked_reference, walk, walk_reference
 from adaserve.tree import MAX_NODES, ROOT, CandidateTree, DraftTree
 from adaserve.tree import edge_prob as edge_prob_reference
 from adaserve.tree import pack as pack_reference
 from tests.devices import DEVICE, needs_native, needs_triton
 from tests.oracles.drafts import packed, path_of, random_nodes
-from tests.strategies import candidate_trees, seeds
+from tests.strategies import candidate_trees, random_candidates, seeds
 from tests.test_tree import random_packing
 
 
@@ -118,6 +118,46 @@ def test_packing_the_deepest_and_the_widest_trees_equals_its_twin(rng: random.Ra
     found, expected = triton_trees.pack(tree, chosen, root_token, size), pack_reference(tree, chosen, root_token, size)
     for name, x in vars(found).items():
         assert torch.equal(x, getattr(expected, name)), name
+
+
+@needs_triton
+@pytest.mark.parametrize(("n", "columns"), [(40, 130), (30, 70), (2, 300)])
+def test_large_batches_equal_their_twins(n: int, columns: int) -> None:
+    """More cells than are counted at once, blocks of 128 and 256 columns, and more columns than there is a kernel for."""
+    from adaserve.kernels import triton_trees
+
+    rng = random.Random(columns)
+    candidates = random_candidates(rng, n, columns, tied=False)
+    tree = CandidateTree(*(x.to(DEVICE) for x in vars(candidates).values()))
+    chosen = torch.zeros(n, columns, dtype=torch.bool)
+    for i in range(n):
+        for column in range(columns):
+            parent = int(candidates.parent[i, column])
+            able = (parent == ROOT or bool(chosen[i, parent])) and candidates.path_prob[i, column] > 0
+            chosen[i, column] = able and int(chosen[i].sum()) < MAX_NODES and rng.random() < 0.9
+    chosen, root_token = chosen.to(DEVICE), torch.arange(n).to(DEVICE)
+    size = n + int(chosen.sum()) + 7
+    whole = pack if columns > MOST_COLUMNS else triton_trees.pack
+    edges = edge_prob if columns > MOST_COLUMNS else triton_trees.edge_prob
+    found, expected = whole(tree, chosen, root_token, size), pack_reference(tree, chosen, root_token, size)
+    for name, x in vars(found).items():
+        assert torch.equal(x, getattr(expected, name)), name
+    assert torch.equal(edges(tree), edge_prob_reference(tree))
+
+
+@needs_triton
+def test_the_longest_walk_equals_its_twin() -> None:
+    """Along a chain of as many nodes as a tree may have, to its end, behind one that is refused at once."""
+    from adaserve.kernels import triton_trees
+
+    trees = [[(i - 1, 5) for i in range(MAX_NODES)], [(i - 1, 7) for i in range(MAX_NODES)]]
+    tree = packed(trees, [5, 7], 2 * (MAX_NODES + 1) + 3)
+    drawn = torch.full((tree.rows,), 7, dtype=torch.int64)
+    there = DraftTree(*(x.to(DEVICE) for x in vars(tree).values()))
+    found, expected = triton_trees.walk(there, drawn.to(DEVICE), MAX_NODES), walk_reference(tree, drawn, MAX_NODES)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.cpu(), other)
+    assert found[1].tolist() == [1, MAX_NODES + 1]
 
 
 @needs_triton

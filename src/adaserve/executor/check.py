@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 
 from adaserve.cache.pool import KVPool
 from adaserve.executor.trace import Trace
-from adaserve.kernels.trees import edge_prob, pack
+from adaserve.kernels.trees import compile_all, edge_prob, pack
 from adaserve.models.decoder import Decoder
 from adaserve.padding import GraphPadding, places, power_of_two
 from adaserve.runtime.batch import ForwardBatch
@@ -97,7 +97,7 @@ class TreeCheck:
             tree = self._pack(size, slot_of[:count], chosen, *proposed)  # once more: less than copying what was packed
             return self._draw(tree, CandidateTree(*proposed), plan.depth, traits, hidden, slot_of).without_logits()
 
-        trees = self.capture(("rows", size), rows, slot, *padded)
+        trees = self.capture(("rows", size), rows, slot, *padded) if count else None
         joined = Joined(self.table, trees, plan.chunks, self.pool.tail_start)
         more = [spare] * (power_of_two(len(drawing)) - len(drawing))
         hidden = _drawing_rows(plan, self.passes(joined, longest), len(more))
@@ -108,19 +108,20 @@ class TreeCheck:
 
     @torch.inference_mode()
     def prepare(self) -> None:
-        """Have the kernels around a pass compiled, so that no request waits for it, on a tree of the spare slot.
+        """Have the kernels of trees compiled, so that no request waits for it, on a tree of the spare slot.
 
         Nothing changes: padding gains nothing, and what is not accepted stays where it is.
         """
         assert self.table.spare is not None, "only padded trees take these kernels"
+        compile_all(self.table.device)
         slot = torch.full((1,), self.table.spare, dtype=torch.int64, device=self.table.device)  # [1]
         node = torch.zeros(1, 1, dtype=torch.int64, device=slot.device)  # [1, 1]
-        proposed = CandidateTree(node, node - 1, node + 1, node.double(), node)
-        tree = self._pack(2, slot, node.bool(), *vars(proposed).values())
+        tree = self._pack(2, slot, node.bool(), node, node - 1, node + 1, node.double(), node)
         self._rows(tree, slot)
-        edge_prob(proposed)
-        verdict = verify(tree, torch.zeros_like(tree.token), 1)
-        self.pool.move(*self.table.accepted_rows(tree, tree.depth < 0, tree.node, slot, self.pool.tail_start))
+        verdict, nothing = verify(tree, torch.zeros_like(tree.token), 1), tree.depth < 0
+        self.pool.move(*self.table.accepted_rows(tree, nothing, tree.node, slot, self.pool.tail_start))
+        if self.drafter is not None:
+            self.drafter.keep(2, self.table, slot, tree, nothing)
         self.table.gain(slot, verdict.tokens, verdict.length)
 
     def forget(self) -> None:

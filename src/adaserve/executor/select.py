@@ -1,4 +1,4 @@
-"""A selection as one captured call: it is dozens of kernels over next to nothing."""
+"""A selection as one captured call: it is a few kernels, or dozens, over next to nothing."""
 
 import math
 

@@ -261,7 +261,7 @@ def gain_tokens(tokens: Tensor, known: Tensor, slot: Tensor, gained: Tensor, cou
 def padded_gain_reference(tokens: Tensor, known: Tensor, slot: Tensor, spares: Tensor, gained: Tensor, count: Tensor) -> None:
     """The plain torch twin of `padded_gain`, for any device."""
     gain_tokens_reference(tokens, known, slot, gained, count)  # the spare slot may be there many times
-    known[spares] = 0
+    known.index_fill_(0, spares, 0)  # an assigned number would be copied from the host, which waits
 
 
 def padded_gain(tokens: Tensor, known: Tensor, slot: Tensor, spares: Tensor, gained: Tensor, count: Tensor) -> None:

@@ -40,6 +40,19 @@ def pack(candidates: CandidateTree, chosen: Tensor, root_token: Tensor, size: in
     return DraftTree(tokens, parents, row, depth, node, mask, column, sources, count)
 
 
+def compile_all(device: torch.device) -> None:
+    """On a GPU, have every variant of the kernels compiled, so that no request waits for it."""
+    if device.type != "cuda":
+        return
+    for columns in (1, 65, MOST_COLUMNS):  # a program holds 64, 128 or 256
+        ids = torch.zeros(1, columns, dtype=torch.int64, device=device)  # [1, N]
+        candidates = CandidateTree(ids, ids - 1, ids + 1, ids.double(), ids)
+        picked(candidates, [0], [1], columns)
+        edge_prob(candidates)
+        tree = pack(candidates, ids.bool(), ids[:, 0], 1)
+        walk(tree, tree.token, 1)
+
+
 def _takes(columns: Tensor) -> bool:
     """Whether a Triton kernel takes trees of these columns [n, N]."""
     return columns.is_cuda and 0 < columns.shape[1] <= MOST_COLUMNS

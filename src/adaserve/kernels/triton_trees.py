@@ -128,9 +128,9 @@ def _walk_kernel(
         tl.store(gained + request * width, draw)
         for depth in range(1, width):
             match = node & (above == here) & (carried == draw)  # one at most
-            goes = tl.max(match.to(tl.int32), 0) > 0
-            on_path = on_path | match
-            here = tl.where(goes, tl.sum(tl.where(match, row, 0), 0), -1)  # nobody's parent: the walk is over
+            here = tl.max(tl.where(match, row, -1), 0)  # -1 is nobody's parent: the walk is over
+            goes = here >= 0
+            on_path = on_path | (row == here)
             draw = tl.where(goes, tl.load(drawn + start + tl.maximum(here, 0)), draw)
             length += goes.to(tl.int64)
             tl.store(gained + request * width + depth, tl.where(goes, draw, 0))
@@ -172,7 +172,10 @@ def edge_prob(candidates: CandidateTree) -> Tensor:
     return edge
 
 
-@triton.jit(do_not_specialize=["width", "columns"])
+@triton.jit(
+    do_not_specialize=["width", "columns"],
+    do_not_specialize_on_alignment=["numbers", "token", "parent", "depth", "path_prob", "source", "ints", "probs"],
+)
 def _pick_kernel(
     numbers, token, parent, depth, path_prob, source, ints, probs, width, columns, NONE: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -199,7 +202,7 @@ def picked(tree: CandidateTree, rows: Sequence[int], room: Sequence[int], column
     probs = torch.empty(count, columns, dtype=torch.float64, device=device)  # [n, N]
     fields: list[Tensor] = [x.contiguous() for x in (tree.token, tree.parent, tree.depth, tree.path_prob, tree.source)]
     if count and columns:
-        block = triton.next_power_of_2(columns)
+        block = max(_FEWEST, triton.next_power_of_2(columns))
         _pick_kernel[(count,)](numbers, *fields, ints, probs, tree.token.shape[1], columns, ROOT, block, num_warps=1)
     token, parent, depth, source = ints.unbind()
     return CandidateTree(token, parent, depth, probs, source)

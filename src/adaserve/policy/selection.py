@@ -107,12 +107,11 @@ class LikelihoodSelection:
     def __call__(self, candidates: CandidateTree, need: Tensor, purse: Purse, temperature: Tensor) -> Selected:
         """Choose by f alone; `need` and `temperature` are not looked at."""
         wanted = torch.zeros_like(need)
-        if candidates.path_prob.is_cuda and need.shape[0] and purse.most:
-            from adaserve.policy.plus import triton_selection
+        if candidates.path_prob.is_cuda and candidates.path_prob.numel() and purse.most:
+            from adaserve.policy.plus.selection import surplus  # which is a few kernels on a GPU
 
-            if triton_selection.able(candidates.path_prob.shape[1]):  # a surplus of tokens that cost nothing, and nobody needs
-                free = replace(purse, price=purse.price[:0])
-                return triton_selection.surplus(candidates, wanted, free, temperature, 1.0, None)
+            free = replace(purse, price=purse.price[:0])  # the largest surplus of what costs nothing, and nobody needs
+            return surplus(candidates, wanted, free, temperature, 1.0, None)
         return SloSelection()(candidates, wanted, purse, temperature)
 
     def on_host(self, candidates: CandidateTree, need: Sequence[float], limits: Limits, temperature: Sequence[float]) -> Selected:

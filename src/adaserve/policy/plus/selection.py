@@ -33,12 +33,7 @@ class SurplusSelection:
         n, columns = candidates.path_prob.shape
         if n == 0 or columns == 0 or purse.most == 0:
             return _nothing(candidates)
-        if candidates.path_prob.is_cuda:
-            from adaserve.policy.plus import triton_selection
-
-            if triton_selection.able(columns):
-                return triton_selection.surplus(candidates, need, purse, temperature, self.urgency, self.calibration)
-        return surplus_reference(candidates, need, purse, temperature, self.urgency, self.calibration)
+        return surplus(candidates, need, purse, temperature, self.urgency, self.calibration)
 
     def on_host(self, candidates: CandidateTree, need: Sequence[float], limits: Limits, temperature: Sequence[float]) -> Selected:
         """The same for candidates in the host's memory, in plain numbers: see policy/plus/host.py."""
@@ -48,6 +43,18 @@ class SurplusSelection:
         f = candidates.path_prob.tolist() if self.calibration is None else self.calibration.on_host(candidates, temperature)
         wanted = [min(tokens, limits.depth + 1) for tokens in need]
         return Selected.of(n, columns, *largest_surplus(f, wanted, self.urgency, limits.nodes, limits.price))
+
+
+def surplus(
+    candidates: CandidateTree, need: Tensor, purse: Purse, temperature: Tensor, urgency: float, calibration: Calibration | None
+) -> Selected:
+    """Choose by surplus, on a GPU in three kernels; arguments as of `surplus_reference`."""
+    if candidates.path_prob.is_cuda:
+        from adaserve.policy.plus import triton_selection
+
+        if triton_selection.able(*candidates.path_prob.shape):
+            return triton_selection.surplus(candidates, need, purse, temperature, urgency, calibration)
+    return surplus_reference(candidates, need, purse, temperature, urgency, calibration)
 
 
 def surplus_reference(

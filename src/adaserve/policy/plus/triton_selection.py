@@ -20,6 +20,9 @@ from adaserve.tree import MAX_NODES, CandidateTree, Source
 COLUMNS = 128
 """The most candidates of a request."""
 
+MOST_WORTHS = 16_384
+"""Each is compared with all the others, so a sort is faster beyond some number."""
+
 _FEW = 16
 """Candidates that those of a request are compared with at once: all together would not fit the registers."""
 _BLOCK = 32
@@ -132,7 +135,7 @@ def _worth_kernel(
     wanted = tl.minimum(tl.load(need + request), (deepest + 1).to(tl.float64))
     short = allowed & (before < wanted)
     tl.store(worth + column * requests + request, tl.where(short, prob * URGENCY, prob), mask=allowed)
-    tl.store(met + request, tl.sum(short.to(tl.int32), axis=0))  # as f is never below 0, the first ranks are the short ones
+    tl.store(met + request, tl.sum(short.to(tl.int32), axis=0))  # up to rounding the first ranks, as f is never below 0
 
 
 @triton.jit(do_not_specialize=["count", "kept"], do_not_specialize_on_alignment=["worth", "place", "best"])
@@ -169,13 +172,13 @@ def _buy_kernel(
             index = start + tl.arange(0, SUMS)
             live = index < kept
             paid = tl.load(best + index, mask=live, other=0.0)
-            totals = tl.cumsum(tl.where(index == start, total + paid, paid), axis=0)  # node by node, as the twin adds
+            totals = tl.cumsum(tl.where(index == start, total + paid, paid), axis=0)  # on a GPU in another order than the twin's
             surplus = tl.where(live, totals - tl.load(price + 1 + index, mask=live, other=0.0), float("-inf"))
             highest = tl.max(surplus, axis=0)
             earliest = tl.min(tl.where(surplus == highest, index, kept), axis=0)
             number = tl.where(highest > largest, earliest + 1, number)
             largest = tl.maximum(largest, highest)
-            total = tl.max(totals, axis=0)  # the last: worths are never below 0
+            total = tl.max(totals, axis=0)  # the last, up to rounding: worths are never below 0
         most = tl.minimum(most, number)
 
     column = tl.arange(0, C)
@@ -190,9 +193,9 @@ def _buy_kernel(
     tl.store(for_need + at, (rank < tl.minimum(total_bought, tl.load(met + request))).to(tl.uint8), mask=live)
 
 
-def able(columns: int) -> bool:
-    """Whether the kernels take so many candidates of a request."""
-    return 0 < columns <= COLUMNS
+def able(requests: int, columns: int) -> bool:
+    """Whether the kernels take so many candidates of so many requests."""
+    return 0 < columns <= COLUMNS and requests * min(columns, MAX_NODES) <= MOST_WORTHS
 
 
 def surplus(
