@@ -15,6 +15,16 @@ from tests.strategies import candidate_trees, random_candidates, seeds
 from tests.test_tree import random_packing
 
 
+def random_walk(seed: int, n: int, padding: int, surplus: int) -> tuple[DraftTree, torch.Tensor, int]:
+    """Trees over three tokens, so that walks go on for a while; a draw at every row, and a depth that no node exceeds."""
+    rng = random.Random(seed)
+    trees = [random_nodes(rng, 12, 5, lambda path: rng.randrange(3)) for _ in range(n)]
+    tree = packed(trees, [rng.randrange(3) for _ in range(n)], n + sum(map(len, trees)) + padding)
+    drawn = torch.tensor([rng.randrange(3) for _ in range(tree.rows)], dtype=torch.int64)
+    max_depth = max([0, *(len(path_of(tree, row)) for row in range(tree.rows - padding))]) + surplus
+    return tree, drawn, max_depth
+
+
 @needs_native
 @given(candidate_trees(), seeds())
 def test_packing_equals_its_twin(candidates: CandidateTree, rng: random.Random) -> None:
@@ -36,11 +46,7 @@ def test_too_many_nodes_are_refused() -> None:
 @needs_native
 @given(st.integers(0, 10**9), st.integers(0, 5), st.integers(0, 7), st.integers(0, 3))
 def test_walking_equals_its_twin(seed: int, n: int, padding: int, surplus: int) -> None:
-    rng = random.Random(seed)
-    trees = [random_nodes(rng, 12, 5, lambda path: rng.randrange(3)) for _ in range(n)]
-    tree = packed(trees, [rng.randrange(3) for _ in range(n)], n + sum(map(len, trees)) + padding)
-    drawn = torch.tensor([rng.randrange(3) for _ in range(tree.rows)], dtype=torch.int64)
-    max_depth = max([0, *(len(path_of(tree, row)) for row in range(tree.rows - padding))]) + surplus
+    tree, drawn, max_depth = random_walk(seed, n, padding, surplus)
     for found, expected in zip(walk(tree, drawn, max_depth), walk_reference(tree, drawn, max_depth), strict=True):
         assert torch.equal(found, expected) and found.dtype == expected.dtype
 
@@ -129,13 +135,8 @@ def test_large_batches_equal_their_twins(n: int, columns: int) -> None:
     rng = random.Random(columns)
     candidates = random_candidates(rng, n, columns, tied=False)
     tree = CandidateTree(*(x.to(DEVICE) for x in vars(candidates).values()))
-    chosen = torch.zeros(n, columns, dtype=torch.bool)
-    for i in range(n):
-        for column in range(columns):
-            parent = int(candidates.parent[i, column])
-            able = (parent == ROOT or bool(chosen[i, parent])) and candidates.path_prob[i, column] > 0
-            chosen[i, column] = able and int(chosen[i].sum()) < MAX_NODES and rng.random() < 0.9
-    chosen, root_token = chosen.to(DEVICE), torch.arange(n).to(DEVICE)
+    chosen, root_token = (x.to(DEVICE) for x in random_packing(rng, candidates))
+    chosen &= chosen.cumsum(1) <= MAX_NODES  # the first ones, among which are their parents
     size = n + int(chosen.sum()) + 7
     whole = pack if columns > MOST_COLUMNS else triton_trees.pack
     edges = edge_prob if columns > MOST_COLUMNS else triton_trees.edge_prob
@@ -165,11 +166,7 @@ def test_the_longest_walk_equals_its_twin() -> None:
 def test_walking_on_a_device_equals_its_twin(seed: int, n: int, padding: int, surplus: int) -> None:
     from adaserve.kernels import triton_trees
 
-    rng = random.Random(seed)
-    trees = [random_nodes(rng, 12, 5, lambda path: rng.randrange(3)) for _ in range(n)]
-    tree = packed(trees, [rng.randrange(3) for _ in range(n)], n + sum(map(len, trees)) + padding)
-    drawn = torch.tensor([rng.randrange(3) for _ in range(tree.rows)], dtype=torch.int64)
-    max_depth = max([0, *(len(path_of(tree, row)) for row in range(tree.rows - padding))]) + surplus
+    tree, drawn, max_depth = random_walk(seed, n, padding, surplus)
     there = DraftTree(*(x.to(DEVICE) for x in vars(tree).values()))
     found, expected = triton_trees.walk(there, drawn.to(DEVICE), max_depth), walk_reference(tree, drawn, max_depth)
     for one, other in zip(found, expected, strict=True):
