@@ -47,6 +47,7 @@ def serve(link: Link, folder: Path) -> None:
         return
     executor = make_executor(Models(target), Sizes(sizes.slots, sizes.length, sizes.pages, sizes.page_size), WallClock())
     follow(executor, group, link, device)
+    group.let_go()  # else rank 0, whose memory it is, keeps it until it ends
 
 
 def main(arguments: list[str]) -> int:

@@ -114,8 +114,11 @@ def test_what_is_compiled_at_start_waits_for_no_other_rank() -> None:
     class Silent:
         rank, size = 0, 2
 
-        def sum(self, x: torch.Tensor) -> torch.Tensor:
+        def sum_norm(self, *rows: object) -> tuple[torch.Tensor, torch.Tensor]:
             raise AssertionError("nobody else is there yet")
+
+        def prepare(self, weight: torch.Tensor, dtype: torch.dtype, eps: float) -> None:
+            return
 
         def join(self, x: torch.Tensor) -> torch.Tensor:
             raise AssertionError("nobody else is there yet")

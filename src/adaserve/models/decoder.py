@@ -17,7 +17,7 @@ from adaserve.attention.paged import attend
 from adaserve.cache.pool import KVPool
 from adaserve.kernels.gate import silu_mul
 from adaserve.kernels.linear import Linear
-from adaserve.kernels.norm import add_rms_norm, embed_rms_norm, rms_norm
+from adaserve.kernels.norm import embed_rms_norm, rms_norm
 from adaserve.kernels.rotary import RotaryTable, rotate_and_store
 from adaserve.models.config import ModelConfig
 from adaserve.models.fused_layers import FusedLayers
@@ -105,6 +105,7 @@ class Decoder:
     def prepare(self) -> None:
         """On a GPU, have all kernels but attention's compiled, so that no request waits for it."""
         self.layers[0].prepare()
+        self.group.prepare(self.norm, self.dtype, self.config.eps)
         if self.group.size == 1:  # else it is no kernel of its own, and other ranks would have to take part
             self._embed_normed(torch.zeros(1, dtype=torch.int64, device=self.device))
         if self.fused_layers is not None:
@@ -124,9 +125,9 @@ class Decoder:
                 layer.qkv(x), self.table, batch.position, batch.dest, keys, values, layer.q_norm, layer.k_norm, eps
             )  # [B, H, hd]
             attended = attend(q, keys, values, batch, scale)  # [B, H * hd]
-            x, residual = add_rms_norm(self.group.sum(layer.output(attended)), residual, layer.mlp_norm, eps)
+            x, residual = self.group.sum_norm(layer.output(attended), residual, layer.mlp_norm, eps)
             summand = layer.down(silu_mul(layer.gate_up(x)))  # [B, hidden]
-            x, residual = add_rms_norm(self.group.sum(summand), residual, next_norm, eps)
+            x, residual = self.group.sum_norm(summand, residual, next_norm, eps)
         return x
 
     def logits(self, hidden: Tensor, vocabulary: int | None = None) -> Tensor:
@@ -145,17 +146,17 @@ class Decoder:
         return self.group.join(scores)[:, :wanted].contiguous()
 
     def _embed(self, token: Tensor) -> Tensor:
-        """The tokens [B] as activations  # [B, hidden]"""
-        if self.group.size == 1:
-            return self.embedding[token].to(self.dtype)
-        place = token - self.group.rank * self.embedding.shape[0]  # [B], among this rank's tokens
-        mine = (place >= 0) & (place < self.embedding.shape[0])
-        return self.group.sum(torch.where(mine[:, None], self.embedding[torch.where(mine, place, 0)].to(self.dtype), 0.0))
+        """The tokens [B] as activations, of an embedding that nobody else has a share of  # [B, hidden]"""
+        return self.embedding[token].to(self.dtype)
 
     def _embed_normed(self, token: Tensor) -> tuple[Tensor, Tensor]:
         """The tokens [B] as the first layer reads them, normed and not: [B, hidden] each."""
         norm, eps = self.layers[0].input_norm, self.config.eps
         if self.group.size == 1:
             return embed_rms_norm(token, self.embedding, norm, eps, self.dtype)
-        residual = self._embed(token)  # [B, hidden]
-        return rms_norm(residual, norm, eps), residual
+        place = token - self.group.rank * self.embedding.shape[0]  # [B], among this rank's tokens
+        mine = (place >= 0) & (place < self.embedding.shape[0])
+        rows = torch.where(
+            mine[:, None], self._embed(torch.where(mine, place, 0)), 0.0
+        )  # [B, hidden], zeros of other ranks' tokens
+        return self.group.sum_norm(rows, torch.zeros_like(rows), norm, eps)

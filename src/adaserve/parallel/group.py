@@ -1,6 +1,6 @@
 """Group: the ranks that share a model, and what they tell each other in the middle of a pass.
 
-    sum        after a row-parallel product: every rank has a summand of the same rows
+    sum_norm   after a row-parallel product: every rank has a summand of the same rows; and what follows there
     join       after the head: every rank has the scores of its own tokens
     broadcast  before verification: rank 0 alone has speculated
 
@@ -20,6 +20,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from adaserve.errors import EngineFailed, InvalidConfig
+from adaserve.kernels.norm import add_rms_norm
+from adaserve.kernels.peers import Peers, prepare, sum_norm
+from adaserve.parallel.peers import connect_peers
 
 PATIENCE = 10.0
 """Seconds in which a group ends that can."""
@@ -40,8 +43,15 @@ class Group(Protocol):
         """How many ranks there are."""
         ...
 
-    def sum(self, x: Tensor) -> Tensor:
-        """The sum of all ranks' `x`, bit by bit the same on every rank; may be written to `x`, which must be contiguous."""
+    def sum_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """The sum of all ranks' `x` is added to the residual stream and normalised, bit by bit the same on every rank.
+
+        x, residual [M, H], contiguous, weight [H] -> (normed, sum + residual). x may be written to.
+        """
+        ...
+
+    def prepare(self, weight: Tensor, dtype: torch.dtype, eps: float) -> None:
+        """Have what `sum_norm` runs compiled for rows of `dtype`; waits for no other rank."""
         ...
 
     def join(self, x: Tensor) -> Tensor:
@@ -60,9 +70,14 @@ class Alone:
     rank: int = 0
     size: int = 1
 
-    def sum(self, x: Tensor) -> Tensor:
-        """Nothing to add."""
-        return x
+    def sum_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """Add to the residual stream and normalise."""
+        return add_rms_norm(x, residual, weight, eps)
+
+    def prepare(self, weight: Tensor, dtype: torch.dtype, eps: float) -> None:
+        """The norm alone."""
+        row = torch.zeros(1, len(weight), dtype=dtype, device=weight.device)  # [1, H]
+        add_rms_norm(row, row, weight, eps)
 
     def join(self, x: Tensor) -> Tensor:
         """Nothing to join."""
@@ -83,15 +98,18 @@ class TorchGroup:
     On a GPU the collectives are enqueued on the current stream like any kernel, so passes with them may be captured.
     Methods raise EngineFailed when a rank has gone or does not answer in time. NCCL's calls only enqueue, so of a rank on a GPU
     that hangs without dying nothing is told.
+
+    peers: GPUs' memory in which sums of few rows are made by a kernel of ours; without, NCCL makes them.
     """
 
-    def __init__(self, group: dist.ProcessGroup) -> None:
+    def __init__(self, group: dist.ProcessGroup, peers: Peers | None = None) -> None:
         self._group = group
+        self._peers = peers
         self.rank = group.rank()
         self.size = group.size()
 
     def sum(self, x: Tensor) -> Tensor:
-        """All-reduce in place on a GPU; on a CPU the summands are added in the order of ranks.
+        """The sum of all ranks' x: all-reduce in place on a GPU; on a CPU the summands are added in the order of ranks.
 
         An all-reduce adds in an order that depends on where in the tensor a number stands. Then a row would depend on the
         other rows of the batch, which it does not elsewhere on a CPU; where rows are rounded to 8 bits next, tokens would differ.
@@ -105,6 +123,18 @@ class TorchGroup:
             dist.all_reduce(x, group=self._group)
         return x
 
+    def sum_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """In one kernel where GPUs reach each other's memory and the rows have room there."""
+        if self._peers is not None and self._peers.take(x):
+            return sum_norm(x, residual, weight, eps, self._peers)
+        return add_rms_norm(self.sum(x), residual, weight, eps)
+
+    def prepare(self, weight: Tensor, dtype: torch.dtype, eps: float) -> None:
+        """The kernel, or the norm alone."""
+        ALONE.prepare(weight, dtype, eps)
+        if self._peers is not None:
+            prepare(weight, dtype, eps, self._peers)
+
     def join(self, x: Tensor) -> Tensor:
         """All-gather."""
         return torch.cat(self._parts(x), 1)
@@ -116,8 +146,20 @@ class TorchGroup:
             dist.all_gather(parts, x.contiguous(), group=self._group)
         return parts
 
+    def abandon(self) -> None:
+        """End the passes of this process's GPU that wait for a rank that has died; the group is of no use any more."""
+        peers = self._peers  # which another thread may let go of
+        if peers is not None:
+            peers.give_up()
+        _abort()
+
+    def let_go(self) -> None:
+        """Of other ranks' memory, and of what they have of this one's; after the last pass. Harmless when done before."""
+        self._peers = None
+
     def leave(self) -> None:
         """Leave it; harmless when done before, also where this process is in another group by now."""
+        self.let_go()
         if dist.is_initialized() and dist.group.WORLD is self._group:
             disconnect()
 
@@ -167,13 +209,14 @@ def connect(folder: Path, *, rank: int, size: int, device: torch.device, timeout
     store.set_timeout(timedelta(seconds=STORE_PATIENCE))
     world = dist.group.WORLD
     assert world is not None, "it was made just now"
-    group = TorchGroup(world)
+    with _told():
+        group = TorchGroup(world, connect_peers(world) if cuda else None)
     if cuda:
         _warm_up(group, device)
     return group
 
 
-def _warm_up(group: Group, device: torch.device) -> None:
+def _warm_up(group: TorchGroup, device: torch.device) -> None:
     """Run collectives of all sizes once: NCCL connects channels when a size first needs them, which no graph should capture."""
     for count in (1 << power for power in range(4, 25)):
         group.sum(torch.zeros(count, dtype=torch.bfloat16, device=device))
@@ -182,8 +225,7 @@ def _warm_up(group: Group, device: torch.device) -> None:
     torch.cuda.synchronize()
 
 
-def abandon() -> None:
-    """End the passes of this process's GPU that wait for a rank that has died; the group is of no use any more."""
+def _abort() -> None:
     if dist.is_initialized() and dist.get_backend() == "nccl":
         dist.distributed_c10d._abort_process_group()
 
@@ -204,6 +246,6 @@ def disconnect() -> None:
 
 
 def _leave() -> None:
-    abandon()  # to destroy NCCL's properly would wait for the others
+    _abort()  # to destroy NCCL's properly would wait for the others
     if dist.is_initialized():
         dist.destroy_process_group()

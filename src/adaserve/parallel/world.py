@@ -10,7 +10,7 @@ from adaserve.executor.executor import Executor
 from adaserve.models.load import read_config
 from adaserve.models.registry import ModelSource
 from adaserve.parallel.executor import Leader
-from adaserve.parallel.group import TorchGroup, abandon, check_alone, connect, disconnect
+from adaserve.parallel.group import TorchGroup, check_alone, connect, disconnect
 from adaserve.parallel.messages import Here, Load, Loaded, Serve
 from adaserve.parallel.ranks import Ranks
 from adaserve.parallel.share import Share
@@ -83,7 +83,7 @@ def open_world(
         ranks.close()
         disconnect()
         raise
-    ranks.watch(abandon)
+    ranks.watch(group.abandon)
     return World(group, ranks)
 
 
