@@ -28,6 +28,7 @@ from adaserve.models.registry import Format, ModelSource, resolve_draft
 from adaserve.models.rope import Rope
 from adaserve.models.tokenizer import Tokenizer, load_tokenizer
 from adaserve.models.weights import EMBEDDING, HEAD, assemble
+from adaserve.parallel.group import ALONE, Group
 from adaserve.workload.prompts import prompts
 
 SMALL = ModelConfig(
@@ -69,8 +70,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
 
 
-def build(args: argparse.Namespace) -> Bench:
-    """Grow the target on the device and make the draft."""
+def build(args: argparse.Namespace, group: Group = ALONE) -> Bench:
+    """Grow the target, or this rank's share of it, on the device and make the draft."""
     begin = time.perf_counter()
     device, dtype = torch.device(args.device), DTYPES[args.dtype]
     tokenizer = None
@@ -89,7 +90,7 @@ def build(args: argparse.Namespace) -> Bench:
     shape = TINY if args.shape == "tiny" else SHAPES[args.shape]
     shape = shape if args.target_layers is None else replace(shape, layers=args.target_layers)
     grown = GrownWeights(small, weights, grown_config(small, shape), dtype=dtype, device=device)
-    target = assemble(grown_config(small, shape), grown, "grown", dtype=dtype, device=device, positions=LENGTH)
+    target = assemble(grown_config(small, shape), grown, "grown", dtype=dtype, device=device, positions=LENGTH, group=group)
     draft = (
         _distilled(small, weights, device, dtype)
         if args.draft == "distilled"

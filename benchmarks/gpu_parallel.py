@@ -27,13 +27,12 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import takewhile
-from pathlib import Path
-from socket import socket
 from statistics import median
 from typing import Any
 
 import torch
 from gpu_models import TINY
+from gpu_ranks import add_meeting, be_rank, led, meet, start
 from torch import Tensor
 
 from adaserve.assembly import Models, Sizes, assemble_engine, make_executor
@@ -46,11 +45,9 @@ from adaserve.models.decoder import Decoder
 from adaserve.models.grow import SHAPES, GrownWeights, grown_config
 from adaserve.models.random import noisy_copy, random_weights, tiny_config
 from adaserve.models.weights import assemble
-from adaserve.parallel.executor import Leader, follow
-from adaserve.parallel.group import ALONE, Group, connect, disconnect
-from adaserve.parallel.messages import Here, Link, Load, Loaded
+from adaserve.parallel.group import ALONE, Group, disconnect
 from adaserve.parallel.ranks import Ranks
-from adaserve.parallel.world import TIMEOUT, check_devices
+from adaserve.parallel.world import check_devices
 from adaserve.policy.adaptive import Constants
 from adaserve.policy.library import make_policy
 from adaserve.request import Request, SamplingParams, Targets
@@ -85,32 +82,13 @@ def sizes_of(args: argparse.Namespace) -> Sizes:
     return Sizes(args.requests, LENGTH, args.requests * LENGTH // PAGE + 1, PAGE)
 
 
-def be_rank(args: argparse.Namespace, device: torch.device) -> None:
-    """Follow rank 0, which has started this process with a socket to it and the ranks' folder."""
-    descriptor, folder = args.meeting
-    link = Link(socket(fileno=int(descriptor)))
-    load = link.hear()
-    assert isinstance(load, Load), "rank 0 says first which rank this is"
-    if device.type == "cuda":
-        torch.cuda.set_device(load.rank)
-    link.send(Here())
-    group = connect(Path(folder), rank=load.rank, size=load.size, device=device, timeout=TIMEOUT)
-    executor = make_executor(Models(target_of(args, group)), sizes_of(args), WallClock())
-    link.send(Loaded(None))
-    follow(executor, group, link, device)
-
-
 def lead(args: argparse.Namespace, device: torch.device) -> dict[str, object]:
     """Be rank 0: start the others one by one, measure, and say what was found."""
-    ranks = Ranks.start(args.size - 1, [sys.executable, __file__, *command_of(args, args.size)])
+    ranks = start(args.size, __file__, command_of(args, args.size))
     clock = WallClock()
     group: Group = ALONE
     try:
-        for rank, link in enumerate(ranks.links, start=1):
-            link.send(Load(rank, args.size, args.shape, "", "", args.dtype, args.device, 1, TIMEOUT))
-        ranks.answers(Here)
-        if args.size > 1 or args.connected:
-            group = connect(ranks.folder, rank=0, size=args.size, device=device, timeout=TIMEOUT)
+        group = meet(ranks, args.size, device, connected=args.connected)
         return measure(args, ranks, group, device)
     finally:
         tell(clock, group, "ending")
@@ -128,9 +106,7 @@ def measure(args: argparse.Namespace, ranks: Ranks, group: Group, device: torch.
     weights = noisy_copy(random_weights(small, 0, SCALE), 0.1, 1)
     draft = assemble(small, weights, "draft", dtype=DTYPES[args.dtype], device=device, positions=LENGTH)
     models = Models(target, draft)
-    inner = make_executor(models, sizes, clock)
-    ranks.answers(Loaded)
-    executor: Executor = Leader(inner, group, ranks) if group.size > 1 else inner
+    executor = led(make_executor(models, sizes, clock), group, ranks)
     tell(clock, group, "loaded")
     try:
         return measure_steps(args, executor, models, sizes, clock, group)
@@ -276,7 +252,7 @@ def main() -> None:
     parser.add_argument("--connected", action="store_true", help="one rank, too, runs the collectives")
     parser.add_argument("--tokens", action="store_true", help="compare tokens alone, and measure no times")
     parser.add_argument("--size", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("meeting", nargs="*", help=argparse.SUPPRESS)
+    add_meeting(parser)
     args = parser.parse_args()
     device = torch.device(args.device)
     if args.size is None:
@@ -289,10 +265,10 @@ def main() -> None:
         print(json.dumps(report(found, args)))
         return
     if args.meeting:
-        be_rank(args, device)
+        be_rank(args.meeting, device, lambda group: make_executor(Models(target_of(args, group)), sizes_of(args), WallClock()))
     else:
         print(json.dumps(lead(args, device)), flush=True)
-        os._exit(0)  # the interpreter's end may wait for NCCL's threads, and the result for the interpreter's end
+    os._exit(0)  # the interpreter's end may wait for NCCL's threads, and the result for the interpreter's end
 
 
 if __name__ == "__main__":

@@ -1,21 +1,26 @@
-"""A trace replayed on one GPU, in open loop: how many requests attain, under each policy, on the models of gpu_models.py.
+"""A trace replayed on GPUs, in open loop: how many requests attain, under each policy, on the models of gpu_models.py.
 
     python benchmarks/gpu_replay.py trace.json --model smollm2.gguf --draft distilled --speed 5 --policy adaserve sarathi spec:4
 
 The profile is measured first; the scheduler believes it, and its baseline is what relative targets refer to (`--ms-scale auto` is
 what makes the others fit the machine). Before each measured run the trace's first seconds run once, so that kernels are compiled
 and graphs captured. `--out` gets the report of `adaserve bench`. The last line is one JSON object.
+
+    python benchmarks/gpu_replay.py trace.json --model smollm2.gguf --draft distilled --shape 70b --ranks 2 --speed 4
 """
 
 import argparse
 import gc
 import json
+import os
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
 from gpu_models import add_model_options, build
+from gpu_ranks import add_meeting, be_rank, led, meet, start
 
 from adaserve.assembly import Models, Sizes, make_executor
 from adaserve.bench.about import commit, processor
@@ -28,7 +33,10 @@ from adaserve.bench.workloads import add_workload_options, source_from
 from adaserve.build import Parts
 from adaserve.clock import WallClock
 from adaserve.config import EngineConfig
+from adaserve.executor.executor import Executor
 from adaserve.measure import measure_profile
+from adaserve.parallel.group import Group
+from adaserve.parallel.ranks import Ranks
 from adaserve.tuning import TUNINGS, machine_constants
 
 PAGE = 16
@@ -36,7 +44,8 @@ WARM_UP = 20.0
 """Seconds: long enough that as many requests run at once as later."""
 
 
-def main() -> int:
+def main() -> None:
+    """Replay, or be one of the ranks that this starts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_workload_options(parser)
     add_model_options(parser)
@@ -49,11 +58,27 @@ def main() -> int:
     parser.add_argument("--limit", type=float, default=540.0, help="seconds after which no further run begins")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("gpu-replay"))
+    parser.add_argument("--ranks", type=int, default=1, help="GPUs that share the target")
+    add_meeting(parser)
     args = parser.parse_args()
+    if args.meeting:
+        be_rank(args.meeting, torch.device(args.device), partial(_executor_of_rank, args))
+        os._exit(0)  # nothing is left to save, and NCCL's threads may be waited for
+    ranks = start(args.ranks, __file__, sys.argv[1:])
+    try:
+        report = _replay(args, ranks, meet(ranks, args.ranks, torch.device(args.device)))
+    finally:
+        ranks.close()
+    print(json.dumps(report), flush=True)
+    os._exit(0)
+
+
+def _replay(args: argparse.Namespace, ranks: Ranks, group: Group) -> dict[str, object]:
+    """Run all policies, rank 0 leading; the report of the last run, which has all runs in it."""
     clock = WallClock()
     begin = clock.now()
     source = source_from(args)
-    parts = _parts(args, clock)
+    parts = _parts(args, clock, ranks, group)
     gc.collect()
     gc.freeze()  # as the server's engine process does
     baseline = parts.profile.baseline_ms_per_token / 1e3
@@ -67,7 +92,8 @@ def main() -> int:
         record=args.out / "recorded",
     )
     point = Point(speed=args.speed, urgent=args.urgent, slo_scale=args.slo_scale, seed=args.seed)
-    runs = []
+    runs: list[Run] = []
+    report: dict[str, object] = {}
     for policy in args.policy:
         if clock.now() - begin > args.limit:
             print(f"no time left for {policy}")
@@ -79,28 +105,41 @@ def main() -> int:
         config = source.facts | {
             "baseline_ms": baseline * 1e3,
             "shape": args.shape,
+            "ranks": args.ranks,
             "draft": args.draft,
             "sizes": asdict(parts.sizes),
             "constants": {name: asdict(machine_constants(parts.config, parts.profile, name)) for name in args.policy},
             "profile": parts.profile.to_json(),
             "commit": commit(),
         }
-        report = write_report(args.out, config, f"{torch.cuda.get_device_name()}; {processor()}", runs, None)
-    print(json.dumps(report))
-    return 0
+        report = write_report(args.out, config, f"{args.ranks} x {_device(args)}; {processor()}", runs, None)
+    return report
 
 
-def _parts(args: argparse.Namespace, clock: WallClock) -> Parts:
-    bench = build(args)
+def _sizes(args: argparse.Namespace) -> Sizes:
+    return Sizes(args.slots, args.length, args.kv_tokens // PAGE, PAGE)
+
+
+def _executor_of_rank(args: argparse.Namespace, group: Group) -> Executor:
+    """Another rank's, which has no draft."""
+    return make_executor(Models(build(args, group).target), _sizes(args), WallClock())
+
+
+def _parts(args: argparse.Namespace, clock: WallClock, ranks: Ranks, group: Group) -> Parts:
+    bench = build(args, group)
     if bench.tokenizer is None:
         raise SystemExit("a trace has texts: give --model")
     models = Models(bench.target, bench.draft)
-    sizes = Sizes(args.slots, args.length, args.kv_tokens // PAGE, PAGE)
-    executor = make_executor(models, sizes, clock)
-    name = f"{args.shape}, {args.draft} draft"
+    sizes = _sizes(args)
+    executor = led(make_executor(models, sizes, clock), group, ranks)
+    name = f"{args.shape} on {args.ranks}, {args.draft} draft"
     profile = measure_profile(models, sizes, executor, name, lambda line: print("  " + line, flush=True))
     config = EngineConfig(name, tuning=str(args.tuning), max_num_seqs=args.slots)
-    return Parts(config, models, sizes, executor, bench.tokenizer, profile, clock, f"{name} on {torch.cuda.get_device_name()}")
+    return Parts(config, models, sizes, executor, bench.tokenizer, profile, clock, f"{name} x {_device(args)}")
+
+
+def _device(args: argparse.Namespace) -> str:
+    return torch.cuda.get_device_name() if args.device == "cuda" else "cpu"
 
 
 def _warm_up(parts: Parts, source: WorkloadSource, point: Point, baseline: float, policy: str, seed: int) -> None:
@@ -114,4 +153,4 @@ def _nothing(progress: Progress) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,7 +1,7 @@
 """What it takes to sum rows over GPUs, add them to the residual stream and normalise: by NCCL and a norm, and by one kernel.
 
-A pass of L layers has 2 L of these. Times are of one among many in a CUDA graph, as it is in a pass; every rank is a process of its
-own. Before, the kernel's result is compared with the sum of what all ranks have, and ranks' bits with each other's.
+A pass of L layers has 2 L + 1 of these. Times are of one among many in a CUDA graph, as it is in a pass; every rank is a process.
+Before, the kernel's result is compared with the sum of what all ranks have, and ranks' bits with each other's.
 
     python benchmarks/gpu_sums.py --ranks 2 --hidden 4096 8192
 

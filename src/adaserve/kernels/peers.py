@@ -33,7 +33,7 @@ class Peers:
     rows        the most rows of a sum
     row_bytes   the most bytes of a row, a multiple of 16
     inboxes     [size] int64, addresses as this rank sees them: of each rank's inboxes  [TURNS, rows, size, row_bytes]
-    flags       [size] int64, likewise: of each rank's flags  [rows, size] int64, numbers of the last sum that a row has from a rank
+    flags       [size] int64, likewise: of each rank's flags  [rows, size] int64, the last sum that a row has of a rank
     sums        [rows] int64, this rank's own: how many sums a row has taken part in
     given_up    [1] int64, this rank's own: not 0 once nobody is to be waited for any more; sums are wrong from then on
     held        what the addresses lead to, held so that it stays
