@@ -4,10 +4,10 @@
 
 So many requests decode at once, all of the project's own prompts, a third each with targets of 1.2 and 3 baselines a token and
 without one, and ignore the ends of their texts. Policies take turns, `--repeats` times. Steps that read prompts are passed over,
-and the first ones of every turn. `schedule` is all that the scheduler does before and after a step, learning included; `select`
-is the selection alone. Medians over steps: somebody else's work on the machine is none of the policy's. The last column is the
-share of the steps' time taken together, where what is done every sixteenth step (refits of what was learned) counts in full, and
-whatever else happened on the machine too.
+and the first ones of every turn. `schedule` is all that the scheduler does before and after a step, `select` the selection alone,
+`learn` what the latency model and the policy learn from a step, here at its end. Medians over steps: somebody else's work on the
+machine is none of the policy's. The last column is the share of the steps' time taken together, where what is done every
+sixteenth step (refits of what was learned) counts in full, and whatever else happened on the machine too.
 
 --depth fixes how deep all draft, for a policy that would not draft here (what it selects from is then there to be measured).
 
@@ -62,34 +62,53 @@ def main() -> None:
         replace(request, stop_ids=(), targets=Targets(times and times * baseline))
         for request, times in zip(requests_of(parts, sampling, -(-most // 3)), TARGETS * most, strict=False)
     ]
-    found: dict[str, list[PhaseTimes]] = {}
+    found: dict[str, list[tuple[PhaseTimes, float]]] = {}
     for repeat in range(args.repeats):
         for count in args.at_once:
             for policy in args.policy:
                 found.setdefault(f"{policy} at {count}", []).extend(timed(parts, policy, asked[:count], f"{repeat}"))
     results = {}
-    print("| policy, requests | steps | step, ms | schedule, us | select, us | share | of all |", "|---" * 7 + "|", sep="\n")
+    columns = (
+        "policy, requests",
+        "steps",
+        "step, ms",
+        "schedule, us",
+        "select, us",
+        "learn, us",
+        "select and learn",
+        "share",
+        "of all",
+    )
+    print(f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", sep="\n")
     for name, steps in found.items():
-        whole, schedule, select = (median(x) for x in zip(*[(t.total, t.schedule, t.select) for t in steps], strict=True))
-        share = median([(t.schedule + t.select) / t.total for t in steps])
-        of_all = sum(t.schedule + t.select for t in steps) / sum(t.total for t in steps)
-        numbers = {"step": whole, "schedule": schedule, "select": select, "share": share, "of_all": of_all}
+        numbers = {
+            "step": median([t.total + learn for t, learn in steps]),
+            "schedule": median([t.schedule for t, _ in steps]),
+            "select": median([t.select for t, _ in steps]),
+            "learn": median([learn for _, learn in steps]),
+            "select_and_learn": median([(t.select + learn) / (t.total + learn) for t, learn in steps]),
+            "share": median([(t.schedule + t.select + learn) / (t.total + learn) for t, learn in steps]),
+            "of_all": sum(t.schedule + t.select + learn for t, learn in steps) / sum(t.total + learn for t, learn in steps),
+        }
         results[name] = {"steps": len(steps), **numbers}
-        times = f"{whole * 1e3:.2f} | {schedule * 1e6:.0f} | {select * 1e6:.0f} | {share:.2%} | {of_all:.2%}"
-        print(f"| {name} | {len(steps)} | {times} |")
+        times = [f"{numbers['step'] * 1e3:.2f}", *(f"{numbers[phase] * 1e6:.0f}" for phase in ("schedule", "select", "learn"))]
+        shares = [f"{numbers[share]:.2%}" for share in ("select_and_learn", "share", "of_all")]
+        print(f"| {' | '.join([name, str(len(steps)), *times, *shares])} |")
     print(json.dumps(results))
 
 
-def timed(parts: Parts, policy: str, requests: list[Request], turn: str) -> list[PhaseTimes]:
-    """The times of the steps in which all of these requests decode and nothing else happens."""
+def timed(parts: Parts, policy: str, requests: list[Request], turn: str) -> list[tuple[PhaseTimes, float]]:
+    """Times of the steps in which all of these requests decode and nothing else happens, and seconds of learning from each."""
     engine = parts.engine(parts.policy(policy))
     for request in requests:
         engine.add(replace(request, id=f"{request.id} of {turn}", arrived=parts.clock.now()))
     seen = []
     while (report := engine.step()) is not None:
-        outcome = report.outcome
+        outcome, begin = report.outcome, parts.clock.now()
+        engine.learn()
+        learn = parts.clock.now() - begin
         if outcome is not None and not outcome.plan.chunks and len(outcome.plan.decoding) == len(requests):
-            seen.append(outcome.times)
+            seen.append((outcome.times, learn))
     return seen[WARM:]
 
 

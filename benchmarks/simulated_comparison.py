@@ -100,9 +100,7 @@ class Comparison:
             "slots": self._slots,
         }
         return Experiment(
-            source=WorkloadSource(
-                lambda seed, s: self._trace.requests(DEMO_MIX, seed, s), self.duration, urgent="coding", ms_scale=self._ms_scale
-            ),
+            source=self._source,
             runner=SimulatedRunner(
                 lambda name: self._policy(name, setting),
                 machine,
@@ -118,6 +116,19 @@ class Comparison:
             commit=self.commit,
             jobs=self._jobs,
         )
+
+    @property
+    def _source(self) -> WorkloadSource:
+        return WorkloadSource(
+            lambda seed, s: self._trace.requests(DEMO_MIX, seed, s), self.duration, urgent="coding", ms_scale=self._ms_scale
+        )
+
+    def demand(self, speed: float, urgent: float | None) -> float:
+        """Rows a second that the requests need at least: one for every token of a prompt or an output."""
+        point = Point(speed=speed, urgent=urgent, seed=self._seed)
+        arrivals = self._source.at(point, self.profile.baseline_ms_per_token / 1e3).arrivals
+        rows = sum(a.max_tokens + (a.input_length or sum(part.tokens for part in a.parts)) for a in arrivals)
+        return rows / min(self.duration, arrivals[-1].at)
 
     def capacities(
         self, setting: Change, policies: Sequence[str], goals: Sequence[float]

@@ -4,6 +4,7 @@
 
 PART is
     capacity     the load that 95% and 99% stand, by urgent share, acceptance as recorded and swapped
+    bound        the load whose rows alone fill the machine, by urgent share: what no policy can bear for long
     loads        violations and goodput by load, with plots
     sensitivity  draft quality and cost, constants, order, prompt rows
     parts        `adaserve+` with each of its parts left out, and with chains alone, by load
@@ -14,6 +15,7 @@ stdout in Markdown and to FOLDER/PART.md.
 """
 
 import argparse
+import itertools
 import math
 import sys
 from collections.abc import Iterable, Sequence
@@ -56,6 +58,18 @@ def capacity_part(bench: Comparison, policies: Sequence[str], shares: Sequence[f
             print(rows[-2], rows[-1], file=sys.stderr, flush=True)
     ratios = ("adaserve / best baseline", "adaserve+ / best baseline", "adaserve+ / best of the two")
     return _table(["urgent, acceptance", "goal", *policies, *ratios], rows)
+
+
+def bound_part(bench: Comparison, shares: Sequence[float], start: float) -> str:
+    """The largest load, from `start` on, whose prompts and outputs, a row a token, fit at the least cost of a row."""
+    rows, least = min(bench.profile.verify_ms_by_rows.items(), key=lambda point: point[1] / point[0])
+    most = rows / (least / 1e3)  # a second
+    found = []
+    for urgent in shares:
+        index = next(i for i in itertools.count(grid_index(start)) if bench.demand(grid_speed(i), urgent) > most) - 1
+        speed = grid_speed(index)
+        found.append([f"{urgent:.0%}", _rate(speed), f"{bench.demand(speed, urgent):.0f}", f"{most:.0f} ({rows} at once)"])
+    return _table(["urgent", "load", "rows/s needed", "rows/s computed at most"], found)
 
 
 def loads_part(bench: Comparison, policies: Sequence[str], rates: Sequence[float]) -> str:
@@ -187,7 +201,7 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("capacity", "loads", "sensitivity", "parts", "light", "every"))
+    parser.add_argument("part", choices=("capacity", "bound", "loads", "sensitivity", "parts", "light", "every"))
     parser.add_argument("traces", type=Path, nargs="+", metavar="TRACE")
     parser.add_argument("--profile", required=True)
     parser.add_argument("--out", type=Path, required=True)
@@ -227,6 +241,8 @@ def main() -> None:
     bench = benches[0]
     if args.part == "capacity":
         table = capacity_part(bench, args.policies, args.urgent)
+    elif args.part == "bound":
+        table = bound_part(bench, args.urgent, args.start)
     elif args.part == "loads":
         table = loads_part(bench, args.policies, args.rates)
     elif args.part == "parts":

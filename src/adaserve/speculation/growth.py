@@ -54,6 +54,9 @@ class GrowthByPasses:
                 hidden = self.passes.plain(batch, longest)  # [a * w, hidden]
         return beam.tree()
 
+    def prepare(self) -> None:
+        """Nothing has to be compiled."""
+
 
 @dataclass(frozen=True)
 class NativeGrowth:

@@ -74,13 +74,11 @@ class ModelDrafter:
         self._ranking = Ranking(slots, decoder.device)
         self._native = NativeGrowth.of(decoder, pool, vocabulary)
         plain = GrowthByPasses(decoder, pool, passes, vocabulary)
-        self._fused = FusedGrowth(plain) if FusedGrowth.suits(decoder) else None
-        self._by_passes = self._fused or plain
+        self._by_passes = FusedGrowth(plain) if FusedGrowth.suits(decoder) else plain
 
     def compile_all(self) -> None:
         """On a GPU, have all kernels between the passes compiled, so that no request waits for it."""
-        if self._fused is not None:
-            self._fused.prepare()
+        self._by_passes.prepare()
 
     def place(self, placement: Placement) -> None:
         """Remember how the request draws."""
