@@ -28,7 +28,7 @@ def arrival(name: str, at: float, ttft: float | None = None) -> RequestState:
 
 
 def line(states: list[RequestState], margin: float = 1.0) -> DueQueue:
-    queue = DueQueue(BASELINE, PlusConstants(reading_margin=margin, reading_rows=1000))
+    queue = DueQueue(BASELINE, PlusConstants(reading_margin=margin, reading_rows=1000), None)
     for state in states:
         queue.push(state)
     return queue
@@ -114,7 +114,7 @@ def test_the_queue_holds_what_was_put_in(asked: list[tuple[float, float | None]]
 
 
 def test_nobody_gets_a_slot_while_much_is_to_be_read() -> None:
-    queue = DueQueue(BASELINE, PlusConstants(reading_margin=1.0, reading_rows=5))
+    queue = DueQueue(BASELINE, PlusConstants(reading_margin=1.0, reading_rows=5), None)
     states = [waiting(f"r{i}", 3, arrived=float(i)) for i in range(4)]
     for state in states:
         queue.push(state)

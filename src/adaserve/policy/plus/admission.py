@@ -2,6 +2,7 @@
 
 Requests of one allowance (the TTFT target that they state, else what nobody waits longer than) come in order of arrival. Who can
 no longer attain stands behind those who can: else, past capacity, everybody waits in one line until everybody is late.
+Who still can wait does so while those who decode cannot bear the steps that they have: see strain.py.
 """
 
 import math
@@ -13,6 +14,7 @@ from itertools import islice
 from adaserve.policy.discipline import Forecast
 from adaserve.policy.plus.parts import PlusConstants
 from adaserve.policy.plus.slack import first_token_due
+from adaserve.policy.plus.strain import Strain
 from adaserve.request import RequestState
 
 
@@ -34,12 +36,13 @@ class DueQueue:
     Nobody comes to a slot while those who did have many prompt tokens yet to compute: what order there is among those who wait
     is lost on those who have slots.
 
-    baseline: seconds per token, to which the longest wait of all refers.
+    baseline: seconds per token, to which the longest wait of all refers. strain: of those who decode; None: nobody is held.
     """
 
-    def __init__(self, baseline: float, constants: PlusConstants) -> None:
+    def __init__(self, baseline: float, constants: PlusConstants, strain: Strain | None) -> None:
         self._baseline = baseline
         self._constants = constants
+        self._strain = strain
         self._reading: list[_Reader] = []  # came to slots, and may still have prompts to compute
         self._row_seconds = 0.0  # from slot to first token, for each row of the own prompt and of those before it
         self._now = 0.0
@@ -71,7 +74,16 @@ class DueQueue:
             return self._waiting[begun][2]
         if begun or in_time == len(self._waiting):
             return self._waiting[0][2]
-        return self._waiting[in_time][2]
+        due, _, state = self._waiting[in_time]
+        return None if self._holds(state, due, unread) else state
+
+    def _holds(self, state: RequestState, due: float, unread: int) -> bool:
+        """Whether a request that can still be in time is better held back."""
+        c = self._constants
+        last = due - (1 - c.hold_until) * (due - state.request.arrived)
+        if self._strain is None or self._now + self._reading_time(state, unread) >= last:
+            return False
+        return self._strain.share(self._now) > c.hold_share
 
     def _look_at_readers(self) -> int:
         """Forget those who read no more, and learn from them how long it took; the rows that the others have to read."""

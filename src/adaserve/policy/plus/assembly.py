@@ -7,6 +7,7 @@ from adaserve.policy.plus.calibration import Calibration
 from adaserve.policy.plus.parts import PlusConstants, PlusParts
 from adaserve.policy.plus.scheduling import PlusScheduling
 from adaserve.policy.plus.selection import SurplusSelection
+from adaserve.policy.plus.strain import Strain
 from adaserve.policy.policy import Policy
 from adaserve.policy.selection import Selection, SloSelection
 from adaserve.tree import MAX_NODES
@@ -24,13 +25,14 @@ def make_plus(
 ) -> Policy:
     """Build `adaserve+` of some parts. paper: what the parts left out go by. budget, depth, width: fixed by the user."""
     calibration = Calibration(constants.learning, parts.coupled)
-    scheduling = PlusScheduling(parts, constants, AdaptiveScheduling(paper, depth, width), calibration, budget)
+    strain = Strain(constants.hold_pace) if parts.holding else None
+    scheduling = PlusScheduling(parts, constants, AdaptiveScheduling(paper, depth, width), calibration, strain, budget)
     selection: Selection = SloSelection()
     if parts.calibrated or parts.priced or parts.attaining:
         selection = SurplusSelection(constants.urgency, calibration if parts.calibrated else None)
     discipline = FIRST_COME
     if parts.admitting:
-        discipline = Discipline(lambda baseline: DueQueue(baseline, constants), turns=due_first)
+        discipline = Discipline(lambda baseline: DueQueue(baseline, constants, strain), turns=due_first)
     most = min(paper.per_request, MAX_NODES)
     return Policy(
         name,

@@ -14,6 +14,8 @@ class PlusParts:
     attaining: the target that a request still can meet is what its tokens are for; otherwise the paper's largest need first.
     slack_chunks: prompt rows by whom they bring in time and whom they make late; otherwise a fixed number.
     admitting: slots and prompt rows go by when first tokens are due, to those that can still attain first; otherwise by arrival.
+    holding: newcomers whose first tokens can wait do so while steps are longer than those who decode can bear; otherwise they
+        come as soon as there is a slot. A part of `admitting`.
     coupled: drafts are ranked by the noise of the target's draws too.
     trees: drafts may be wider than one node a depth; otherwise chains.
     refusing: who comes and cannot attain beside those who are here is refused at once. Not in use unless asked for.
@@ -24,6 +26,7 @@ class PlusParts:
     attaining: bool = True
     slack_chunks: bool = True
     admitting: bool = True
+    holding: bool = True
     coupled: bool = True
     trees: bool = True
     refusing: bool = False
@@ -98,6 +101,9 @@ class PlusConstants:
     reading_rows: prompt tokens yet to compute of those who have slots, from which on nobody else gets one.
     late_turn: of so many admissions one is for the request that has been late longest, if there is one: nobody waits for ever.
         The more, the more attain, and the longer the late wait.
+    hold_until: share of the time until a first token is due up to which a newcomer may be held.
+    hold_share: share of the running requests that may be short of what they need before newcomers are held.
+    hold_pace: share of a TPOT target that counts as what they need.
     """
 
     pace: float = 0.98
@@ -121,4 +127,7 @@ class PlusConstants:
     reading_margin: float = 1.0
     reading_rows: int = 2048
     late_turn: int = 16
+    hold_until: float = 0.8
+    hold_share: float = 0.05
+    hold_pace: float = 0.9
     learning: LearningConstants = LearningConstants()

@@ -15,6 +15,7 @@ from adaserve.policy.plus.offers import Offer, best_depth, offers_of, worth
 from adaserve.policy.plus.parts import PlusConstants, PlusParts
 from adaserve.policy.plus.room import Wish, best_room
 from adaserve.policy.plus.slack import bearable, best_chunk, is_lost, paying_rows, strained, thrifty, waited
+from adaserve.policy.plus.strain import Strain
 from adaserve.policy.plus.yields import Yields
 from adaserve.policy.policy import Demand, RowShare, Scene
 from adaserve.request import Request, RequestState
@@ -25,7 +26,8 @@ from adaserve.tree import MAX_NODES
 class PlusScheduling:
     """Shares out a step's rows by what they bring; parts that are left out fall back to the paper's rule.
 
-    paper: that rule, and a depth and width that the user fixed. budget: most rows a step, if the user says so.
+    paper: that rule, and a depth and width that the user fixed. strain: is told of every step; None where nobody asks.
+    budget: most rows a step, if the user says so.
     """
 
     def __init__(
@@ -34,12 +36,14 @@ class PlusScheduling:
         constants: PlusConstants,
         paper: AdaptiveScheduling,
         calibration: Calibration,
+        strain: Strain | None,
         budget: int | None = None,
     ) -> None:
         self._parts = parts
         self._constants = constants
         self._paper = paper
         self._calibration = calibration
+        self._strain = strain
         self._budget = budget
         self._yields = Yields(self.deepest, constants.prompt_worth, constants.learning)
 
@@ -86,9 +90,13 @@ class PlusScheduling:
             nodes = round(drafting * sum(self._yields.nodes[:depth]))
         else:
             nodes = max(0, fixed.budget - demand.decoding - min(fixed.prompt_rows, demand.prompt))
+        pursuing = [s for s in scene.decoding if s.request.id not in lost] if lost else scene.decoding
+        base, gain = self._without_prompts(scene, context, depth, width, nodes), 1 + sum(self._yields.accepted[:depth])
+        if self._strain is not None:
+            self._strain.note(pursuing, base, gain, len(scene.decoding) + len(scene.backlog))
         prompt_rows = fixed.prompt_rows
         if self._parts.slack_chunks:
-            prompt_rows = self._prompt_rows(scene, demand.prompt, context, lost, depth, width, nodes)
+            prompt_rows = self._prompt_rows(scene, demand.prompt, pursuing, base, gain, nodes)
         catch_up = self._catch_up(scene, context, lost, spared, depth) if depth else 0
         if price is None:
             return RowShare(True, prompt_rows, fixed.budget, depth, width, pace=aim, lost=lost, spared=spared, catch_up=catch_up)
@@ -183,12 +191,19 @@ class PlusScheduling:
 
         return frozenset([s.request.id for s in behind if unread(s)])
 
+    def _without_prompts(self, scene: Scene, context: int, depth: int, width: int, nodes: int) -> float:
+        """Seconds of the step if it read no prompts."""
+        n = len(scene.decoding)
+        passes = (n, *[n * width] * (depth - 1)) if depth else ()
+        return scene.latency.predict(StepShape(scene.padding.trees(n, nodes, nodes), context, passes))
+
     def _prompt_rows(
-        self, scene: Scene, waiting: int, context: int, lost: frozenset[str], depth: int, width: int, nodes: int
+        self, scene: Scene, waiting: int, pursuing: Sequence[RequestState], base: float, gain: float, nodes: int
     ) -> int:
         """As many prompt rows as pay, and bring more first tokens in time than they make running requests late; a few always.
 
-        waiting: prompt rows that there are.
+        waiting: prompt rows that there are. pursuing: those who decode and can attain. base: seconds of the step without prompts.
+        gain: tokens that a request has of it.
         """
         c = self._constants
         if not waiting:
@@ -197,12 +212,9 @@ class PlusScheduling:
             return c.idle_prompt_rows
         rows = scene.padding.trees(len(scene.decoding), nodes, nodes)
         most, stretch = c.prompt_rows, c.prompt_stretch
-        pursuing = [s for s in scene.decoding if s.request.id not in lost] if lost else scene.decoding
         if all(bearable(s, scene.now, 1.0, c.pace) is None for s in pursuing):  # nobody has a target to keep
             most, stretch = max(most, min(c.idle_prompt_rows, scene.latency.longest - rows)), c.free_stretch
         most = min(most, waiting)
-        passes = (len(scene.decoding), *[len(scene.decoding) * width] * (depth - 1)) if depth else ()
-        base = scene.latency.predict(StepShape(rows, context, passes))
         least = min(most, self._least)
         limit = stretch * scene.latency.baseline
         costs = _rising_costs(scene.latency, rows, most)
@@ -212,7 +224,7 @@ class PlusScheduling:
             beside = len(scene.decoding) + min(len(scene.decoding), nodes)
             by_price = paying_rows(scene.latency, beside, c.prompt_worth, token, by_price, most)
         fitting = costs[: min(fits, by_price) + 1]
-        slack = strained(pursuing, scene.now, base, 1 + sum(self._yields.accepted[:depth]), c.pace)
+        slack = strained(pursuing, scene.now, base, gain, c.pace)
         row_worth = waited(scene.backlog, scene.now, scene.latency.baseline) ** c.patience * len(scene.backlog) / waiting
         wished = max(best_chunk(fitting, slack, row_worth), least)
         return wished if wished == waiting else max(least, thrifty(costs, wished, c.chunk_part, c.chunk_cheap))
