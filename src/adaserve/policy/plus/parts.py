@@ -127,7 +127,7 @@ class PlusConstants:
     reading_margin: float = 1.0
     reading_rows: int = 2048
     late_turn: int = 16
-    hold_until: float = 0.8
+    hold_until: float = 0.9
     hold_share: float = 0.05
     hold_pace: float = 0.9
     learning: LearningConstants = LearningConstants()
