@@ -94,7 +94,7 @@ def test_who_has_begun_and_who_is_late_are_not_held() -> None:
 
 @pytest.mark.parametrize("holding", [True, False])
 def test_bursts_are_smoothed(holding: bool) -> None:
-    """Twelve requests in half a second, of which four together are fast enough; each takes 0.2 s or more, and first tokens have 3.3 s."""
+    """Twelve requests in half a second, of which four together are fast enough; first tokens have 3.3 seconds."""
     profile = Profile("small", {1: 10.0, 4: 12.0, 12: 30.0, 64: 160.0}, 0.0, {}, 0.0, 0.0, 0.0, 10.0)
     parts = PlusParts() if holding else PlusParts().without("holding")
     policy = make_plus("p", Constants(verify_rows=16, draft_rows=8, prompt_rows=16), parts, PlusConstants())
