@@ -63,7 +63,7 @@ AXES: Mapping[str, Sequence[float]] = {  # `learning.` stands before the names o
     "late_turn": (4, 8, 16),  # ends here: who attains would have the late wait for ever
     "hold_until": (0.6, 0.8, 0.9),
     "hold_share": (0.02, 0.05, 0.1),
-    "hold_pace": (0.86, 0.9, 0.94, 0.98),
+    "hold_pace": (0.88, 0.92, 0.96),
     "learning.draft_rate": (0.02, 0.05, 0.1),
     "learning.token_fade": (0.95, 0.98, 0.99),
     "learning.hope": (0.0001, 0.0005, 0.002),

@@ -2,7 +2,7 @@
 
 Requests of one allowance (the TTFT target that they state, else what nobody waits longer than) come in order of arrival. Who can
 no longer attain stands behind those who can: else, past capacity, everybody waits in one line until everybody is late.
-Who still can wait does so while those who decode cannot bear the steps that they have: see strain.py.
+While those who decode cannot bear the steps that they have (strain.py), nobody comes as long as all who wait can still be in time.
 """
 
 import math
@@ -74,16 +74,23 @@ class DueQueue:
             return self._waiting[begun][2]
         if begun or in_time == len(self._waiting):
             return self._waiting[0][2]
-        due, _, state = self._waiting[in_time]
-        return None if self._holds(state, due, unread) else state
+        return None if self._holds(in_time, unread) else self._waiting[in_time][2]
 
-    def _holds(self, state: RequestState, due: float, unread: int) -> bool:
-        """Whether a request that can still be in time is better held back."""
-        c = self._constants
-        last = due - (1 - c.hold_until) * (due - state.request.arrived)
-        if self._strain is None or self._now + self._reading_time(state, unread) >= last:
+    def _holds(self, first: int, unread: int) -> bool:
+        """Whether all who can be in time, from `first` on, are better held back: nobody of them must be read now.
+
+        Each of them waits for those before it to be read, whatever their targets. Nobody is held before anything was read: then
+        nothing is known of how long that takes.
+        """
+        c, each = self._constants, self._constants.reading_margin * self._row_seconds
+        if self._strain is None or not each or self._strain.share(self._now) <= c.hold_share:
             return False
-        return self._strain.share(self._now) > c.hold_share
+        rows = unread
+        for due, _, state in islice(self._waiting, first, None):
+            rows += len(state.tokens)
+            if self._now + each * rows >= due - (1 - c.hold_until) * (due - state.request.arrived):
+                return False
+        return True
 
     def _look_at_readers(self) -> int:
         """Forget those who read no more, and learn from them how long it took; the rows that the others have to read."""

@@ -129,5 +129,5 @@ class PlusConstants:
     late_turn: int = 16
     hold_until: float = 0.9
     hold_share: float = 0.05
-    hold_pace: float = 0.94
+    hold_pace: float = 0.92
     learning: LearningConstants = LearningConstants()
