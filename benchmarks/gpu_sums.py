@@ -10,6 +10,7 @@ The last line is one JSON object.
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -89,7 +90,9 @@ def measure(group: TorchGroup, hidden: list[int], device: torch.device) -> list[
             residual = torch.ones(rows, width, device=device, dtype=torch.bfloat16)
             weight = torch.ones(width, device=device, dtype=torch.bfloat16)
             check(group, x, residual, weight)
+            kept = group.in_one_kernel(x)
             nccl, kernel, alone = (microseconds(step, x, residual, weight) for step in (by_nccl, by_kernel, not_at_all))
+            kernel = kernel if kept else math.nan  # else it was NCCL again
             found.append({"hidden": width, "rows": rows, "nccl_us": nccl, "kernel_us": kernel, "norm_alone_us": alone})
             if group.rank == 0:
                 times = f"NCCL and norm {nccl:6.1f} us, one kernel {kernel:6.1f} us, a norm alone {alone:6.1f} us"
@@ -122,7 +125,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, "--ranks", str(args.ranks), "--folder", folder, "--hidden", *map(str, args.hidden)]
         ranks = [subprocess.Popen([*command, "--rank", str(rank)]) for rank in range(args.ranks)]
-        sys.exit(max(rank.wait() for rank in ranks))
+        sys.exit(any([rank.wait() for rank in ranks]))
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
 So many requests decode at once, all of the project's own prompts, a third each with targets of 1.2 and 3 baselines a token and
 without one, and ignore the ends of their texts. Policies take turns, `--repeats` times. Steps that read prompts are passed over,
 and the first ones of every turn. `schedule` is all that the scheduler does before and after a step, `select` the selection alone,
-`learn` what the latency model and the policy learn from a step, here at its end. Medians over steps: somebody else's work on the
-machine is none of the policy's. The last column is the share of the steps' time taken together, where what is done every
+`learn` what the latency model and the policy learn from a step, on a CPU at its end. Medians over steps: somebody else's work on
+the machine is none of the policy's. The last column is the share of the steps' time taken together, where what is done every
 sixteenth step (refits of what was learned) counts in full, and whatever else happened on the machine too.
 
 --depth fixes how deep all draft, for a policy that would not draft here (what it selects from is then there to be measured).

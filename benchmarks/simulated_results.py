@@ -61,11 +61,13 @@ def capacity_part(bench: Comparison, policies: Sequence[str], shares: Sequence[f
 
 
 def bound_part(bench: Comparison, shares: Sequence[float], start: float) -> str:
-    """The largest load, from `start` on, whose prompts and outputs, a row a token, fit at the least cost of a row."""
+    """The largest load from `start` on whose prompts and outputs, a row a token, fit at a row's least cost, without reuse."""
     rows, least = min(bench.profile.verify_ms_by_rows.items(), key=lambda point: point[1] / point[0])
     most = rows / (least / 1e3)  # a second
     found = []
     for urgent in shares:
+        if bench.demand(start, urgent) > most:
+            raise SystemExit(f"{start} times the rate is more than the machine bears: give a lower --start")
         index = next(i for i in itertools.count(grid_index(start)) if bench.demand(grid_speed(i), urgent) > most) - 1
         speed = grid_speed(index)
         found.append([f"{urgent:.0%}", _rate(speed), f"{bench.demand(speed, urgent):.0f}", f"{most:.0f} ({rows} at once)"])

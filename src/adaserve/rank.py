@@ -47,7 +47,7 @@ def serve(link: Link, folder: Path) -> None:
         return
     executor = make_executor(Models(target), Sizes(sizes.slots, sizes.length, sizes.pages, sizes.page_size), WallClock())
     follow(executor, group, link, device)
-    group.let_go()  # else rank 0, whose memory it is, keeps it until it ends
+    group.let_go()  # in time or not: where the process ends first, rank 0 keeps the memory until it ends, too
 
 
 def main(arguments: list[str]) -> int:

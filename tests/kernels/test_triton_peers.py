@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from adaserve.kernels.peers import Peers, prepare, sum_norm, sum_norm_reference
+from adaserve.parallel.peers import ROW_BYTES as PEER_ROW_BYTES
+from adaserve.parallel.peers import SENT_ROWS
 from tests.devices import DEVICE, needs_gpu, needs_triton
 
 pytestmark = needs_triton
@@ -86,8 +88,8 @@ def on_one_gpu(size: int) -> list[Peers]:
     def zeros(count: int) -> Tensor:
         return torch.zeros(count, dtype=torch.int64, device=DEVICE)
 
-    places = addresses + flags, addresses
-    return [Peers(rank, size, ROWS, ROW_BYTES, *places, zeros(ROWS), zeros(1), tuple(own)) for rank in range(size)]
+    places, letter = (addresses + flags, addresses), Peers.letter_to(DEVICE)
+    return [Peers(rank, size, ROWS, ROW_BYTES, *places, zeros(ROWS), zeros(1), tuple(own), letter) for rank in range(size)]
 
 
 @pytest.mark.cuda
@@ -132,6 +134,13 @@ def test_nobody_is_waited_for_after_giving_up(tmp_path: Path) -> None:
     peers.given_up.fill_(1)
     parts, residual, weight = inputs(0, (3, 8), 2, torch.float32)
     sum_norm(parts[0], residual, weight, EPS, peers)  # returns, though there is no rank 1
+
+
+@pytest.mark.parametrize("size", range(1, 17))
+def test_inboxes_are_aligned(size: int) -> None:
+    """A thread writes 16 bytes at once, whatever number of ranks shares the rows."""
+    flags, inboxes = Peers.memory(size, SENT_ROWS // size, PEER_ROW_BYTES)
+    assert flags >= size * (SENT_ROWS // size) * 8 and flags % 16 == 0 and inboxes % 16 == 0
 
 
 def test_what_there_is_room_for(tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ TURNS = 2
 """Inboxes of a row, taken in turns: a rank may be one sum ahead of another, which still reads the last one's summand."""
 WORD = 8
 """Bytes of a flag."""
+ALIGNED = 128
+"""Inboxes begin at multiples of so many bytes."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Peers:
     sums        [rows] int64, this rank's own: how many sums a row has taken part in
     given_up    [1] int64, this rank's own: not 0 once nobody is to be waited for any more; sums are wrong from then on
     held        what the addresses lead to, held so that it stays
+    letter      on a GPU the word that is copied to `given_up`, in pinned memory, and the stream that it goes by, made beforehand:
+                while a kernel waits nothing may be asked for that waits for kernels
     """
 
     rank: int
@@ -48,6 +52,7 @@ class Peers:
     sums: Tensor
     given_up: Tensor
     held: tuple[object, ...]
+    letter: tuple[Tensor, torch.cuda.Stream] | None = None
 
     def take(self, x: Tensor) -> bool:
         """Whether there is room for a sum of these rows [M, H]."""
@@ -58,15 +63,20 @@ class Peers:
 
         A copy, which needs none of the processors that the waiting kernels hold.
         """
-        one = torch.ones(1, dtype=torch.int64, pin_memory=self.given_up.is_cuda)
-        with torch.cuda.stream(torch.cuda.Stream(self.given_up.device)):
-            self.given_up.copy_(one, non_blocking=True)
-            torch.cuda.current_stream().synchronize()
+        assert self.letter is not None, "on a CPU nobody waits"
+        word, stream = self.letter
+        with torch.cuda.stream(stream):
+            self.given_up.copy_(word, non_blocking=True)
 
     @staticmethod
     def memory(size: int, rows: int, row_bytes: int) -> tuple[int, int]:
-        """Bytes of a rank's flags and of its inboxes."""
-        return rows * size * WORD, TURNS * rows * size * row_bytes
+        """Bytes of a rank's flags and of its inboxes, which follow them; both are multiples of what a thread writes at once."""
+        return -(-rows * size * WORD // ALIGNED) * ALIGNED, TURNS * rows * size * row_bytes
+
+    @staticmethod
+    def letter_to(device: torch.device) -> tuple[Tensor, torch.cuda.Stream]:
+        """What `letter` is on a GPU; of its own priority, the stream is none that graphs are captured on."""
+        return torch.ones(1, dtype=torch.int64, pin_memory=True), torch.cuda.Stream(device, priority=-1)
 
 
 def sum_norm_reference(parts: Sequence[Tensor], residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

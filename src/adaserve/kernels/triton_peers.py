@@ -1,4 +1,8 @@
-"""The Triton kernel of peers.py: a program a row, which sends, waits and adds. Its twin is peers.sum_norm_reference."""
+"""The Triton kernel of peers.py: a program a row, which sends, waits and adds. Its twin is peers.sum_norm_reference.
+
+Programs wait for those of the same row on other ranks alone. Where not all of them run at once, they are begun in the order of
+rows everywhere, so those that are waited for are begun too.
+"""
 
 import torch
 import triton
@@ -7,7 +11,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_wait
 
 from adaserve.kernels.gpu import starts_early
-from adaserve.kernels.peers import Peers
+from adaserve.kernels.peers import TURNS, Peers
 
 
 @triton.jit
@@ -18,7 +22,8 @@ def _place(addresses, rank, DTYPE: tl.constexpr):
 
 @triton.jit
 def _sum_norm_kernel(
-    x, residual, weight, out, total, inboxes, flags, sums, given_up, eps, ROWS: tl.constexpr, SLOT: tl.constexpr,
+    x, residual, weight, out, total, inboxes, flags, sums, given_up, eps,
+    TURNS: tl.constexpr, ROWS: tl.constexpr, SLOT: tl.constexpr,
     RANK: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -30,7 +35,7 @@ def _sum_norm_kernel(
         gdc_wait()
     own = tl.load(x + at + column, mask=live, other=0.0)
     number = tl.load(sums + row) + 1
-    first = ((number % 2) * ROWS + row) * SIZE * SLOT  # of this turn's inboxes of this row
+    first = ((number % TURNS) * ROWS + row) * SIZE * SLOT  # of this turn's inboxes of this row
     for other in tl.static_range(SIZE):
         if other != RANK:
             tl.store(_place(inboxes, other, x.dtype.element_ty) + (first + RANK * SLOT) + column, own, mask=live)
@@ -74,7 +79,7 @@ def _call(
     early = starts_early(x)
     arguments = (
         x, residual, weight, out, total, peers.inboxes, peers.flags, peers.sums, peers.given_up, eps,
-        peers.rows, peers.row_bytes // x.element_size(), peers.rank, peers.size, width, block,
+        TURNS, peers.rows, peers.row_bytes // x.element_size(), peers.rank, peers.size, width, block,
         tl.float64 if x.dtype == torch.float64 else tl.float32, early,
     )  # fmt: skip
     return arguments, {"num_warps": max(4, min(16, block // 512)), "launch_pdl": early}

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from adaserve.clock import WallClock
 from adaserve.errors import EngineFailed, InvalidConfig
 from adaserve.kernels.norm import add_rms_norm
 from adaserve.kernels.peers import Peers, prepare, sum_norm
@@ -96,8 +97,8 @@ class TorchGroup:
     """A group over torch.distributed: NCCL between GPUs, gloo between CPUs.
 
     On a GPU the collectives are enqueued on the current stream like any kernel, so passes with them may be captured.
-    Methods raise EngineFailed when a rank has gone or does not answer in time. NCCL's calls only enqueue, so of a rank on a GPU
-    that hangs without dying nothing is told.
+    Methods raise EngineFailed when a rank has gone or does not answer in time. On a GPU calls only enqueue, so of a rank that
+    hangs without dying nothing is told.
 
     peers: GPUs' memory in which sums of few rows are made by a kernel of ours; without, NCCL makes them.
     """
@@ -129,6 +130,10 @@ class TorchGroup:
             return sum_norm(x, residual, weight, eps, self._peers)
         return add_rms_norm(self.sum(x), residual, weight, eps)
 
+    def in_one_kernel(self, x: Tensor) -> bool:
+        """Whether `sum_norm` of such rows is one kernel."""
+        return self._peers is not None and self._peers.take(x)
+
     def prepare(self, weight: Tensor, dtype: torch.dtype, eps: float) -> None:
         """The kernel, or the norm alone."""
         ALONE.prepare(weight, dtype, eps)
@@ -149,9 +154,11 @@ class TorchGroup:
     def abandon(self) -> None:
         """End the passes of this process's GPU that wait for a rank that has died; the group is of no use any more."""
         peers = self._peers  # which another thread may let go of
-        if peers is not None:
-            peers.give_up()
-        _abort()
+        try:
+            if peers is not None:
+                peers.give_up()
+        finally:
+            _abort()
 
     def let_go(self) -> None:
         """Of other ranks' memory, and of what they have of this one's; after the last pass. Harmless when done before."""
@@ -210,7 +217,7 @@ def connect(folder: Path, *, rank: int, size: int, device: torch.device, timeout
     world = dist.group.WORLD
     assert world is not None, "it was made just now"
     with _told():
-        group = TorchGroup(world, connect_peers(world) if cuda else None)
+        group = TorchGroup(world, connect_peers(world, WallClock()) if cuda else None)
     if cuda:
         _warm_up(group, device)
     return group

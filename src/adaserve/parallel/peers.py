@@ -1,35 +1,38 @@
 """How GPUs of one machine come to reach each other's memory: each shares a piece of its own with all others (CUDA's IPC)."""
 
+import time
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
-from adaserve.kernels.peers import Peers
+from adaserve.clock import Clock
+from adaserve.kernels.peers import Peers, sum_norm
 
 T = TypeVar("T")
 
-MOST_ROWS = 1024
-"""Divided by the ranks: the most rows of a sum. Each rank sends its rows to all others, so NCCL's rings are better for more."""
+SENT_ROWS = 1024
+"""About so many rows a rank sends for a sum at most, to all others together: for more of them NCCL's rings are better."""
+PATIENCE = 60.0
+"""Seconds in which a first sum must have come about; one of the ranks may have to compile its kernel."""
 ROW_BYTES = 32 * 1024
 """The most bytes of a row: 16,384 numbers of bfloat16."""
 
 
-def connect_peers(group: dist.ProcessGroup) -> Peers | None:
+def connect_peers(group: dist.ProcessGroup, clock: Clock) -> Peers | None:
     """Share memory with the other ranks, which call this too; None where any two of them cannot. Takes 64 MB of each GPU.
 
     Rank r has the r-th GPU.
     """
     rank, size = group.rank(), group.size()
     device = torch.device("cuda", rank)
-    if not all(torch.cuda.can_device_access_peer(a, b) for a in range(size) for b in range(size) if a != b):
+    if size == 1 or not all(torch.cuda.can_device_access_peer(a, b) for a in range(size) for b in range(size) if a != b):
         return None
-    rows = MOST_ROWS // size
+    rows = SENT_ROWS // size
     flag_bytes, inbox_bytes = Peers.memory(size, rows, ROW_BYTES)
-    own = torch.zeros(flag_bytes + inbox_bytes, dtype=torch.uint8, device=device)
-    shared = _everybodys(_shared(own), group)
-    opened = [own.untyped_storage() if r == rank else _opened(shared[r], device) for r in range(size)]
+    own, handle = _shared(flag_bytes + inbox_bytes, device)
+    shared = _everybodys(handle, group)
+    opened = [own if r == rank else _opened(shared[r], device) for r in range(size)]
     reached = [s for s in opened if s is not None]
     if not all(_everybodys(len(reached) == size, group)):
         return None
@@ -37,15 +40,38 @@ def connect_peers(group: dist.ProcessGroup) -> Peers | None:
     _everybodys(None, group)  # all have zeroed their flags
     flags = torch.tensor([s.data_ptr() for s in reached], dtype=torch.int64, device=device)  # [size]
     sums, given_up = (torch.zeros(n, dtype=torch.int64, device=device) for n in (rows, 1))
-    return Peers(rank, size, rows, ROW_BYTES, flags + flag_bytes, flags, sums, given_up, (own, *reached))
+    letter = Peers.letter_to(device)
+    peers = Peers(rank, size, rows, ROW_BYTES, flags + flag_bytes, flags, sums, given_up, tuple(reached), letter)
+    return peers if all(_everybodys(_works(peers, clock), group)) else None
 
 
-def _shared(own: Tensor) -> tuple[Any, ...] | None:
-    """What another process needs to reach this memory; None where the driver or the allocator does not share."""
+def _works(peers: Peers, clock: Clock) -> bool:
+    """Whether a sum comes about: GPUs may reach each other in ways that carry no flags."""
+    device = peers.flags.device
+    row, nothing, weight = (
+        torch.full(shape, x, device=device) for shape, x in (((1, 8), peers.rank + 1.0), ((1, 8), 0.0), ((8,), 1.0))
+    )
     try:
-        return tuple(own.untyped_storage()._share_cuda_())
+        _, total = sum_norm(row, nothing, weight, 1e-5, peers)
+        done = torch.cuda.Event()
+        done.record()
+        limit = clock.now() + PATIENCE
+        while not done.query() and clock.now() < limit:
+            time.sleep(0.001)
+        if not done.query():
+            peers.give_up()
+        return total[0].tolist() == [peers.size * (peers.size + 1) / 2] * 8
     except RuntimeError:
-        return None
+        return False
+
+
+def _shared(size: int, device: torch.device) -> tuple[torch.UntypedStorage | None, tuple[Any, ...] | None]:
+    """Memory of zeros, and what another process needs to reach it; None where there is none, or it cannot be shared."""
+    try:
+        own = torch.zeros(size, dtype=torch.uint8, device=device).untyped_storage()
+        return own, tuple(own._share_cuda_())
+    except RuntimeError:
+        return None, None
 
 
 def _opened(shared: tuple[Any, ...] | None, device: torch.device) -> torch.UntypedStorage | None:

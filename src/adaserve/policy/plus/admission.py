@@ -2,7 +2,7 @@
 
 Requests of one allowance (the TTFT target that they state, else what nobody waits longer than) come in order of arrival. Who can
 no longer attain stands behind those who can: else, past capacity, everybody waits in one line until everybody is late.
-While those who decode cannot bear the steps that they have (strain.py), nobody comes as long as all who wait can still be in time.
+While those who decode cannot bear the steps that they have (strain.py), nobody comes as long as all who wait can be in time.
 """
 
 import math
@@ -98,7 +98,8 @@ class DueQueue:
         for reader in self._reading:
             state = reader.state
             if state.decoding_since is not None and state.decoding_since > reader.since:
-                self._row_seconds += rate * ((state.decoding_since - reader.since) / reader.rows - self._row_seconds)
+                took = (state.decoding_since - reader.since) / reader.rows
+                self._row_seconds += (rate if self._row_seconds else 1.0) * (took - self._row_seconds)  # the first one says all
             elif state.slot is not None and not state.is_decoding:
                 reading.append(reader)
                 unread += len(state.tokens) - state.computed

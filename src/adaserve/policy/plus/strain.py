@@ -11,7 +11,7 @@ from adaserve.request import RequestState
 
 
 class Strain:
-    """Told of every step by the scheduling, asked by the queue, and worked out only then.
+    """Told of every step by the scheduling, asked by the queue, and worked out only then. Of one engine's requests: a policy is.
 
     pace: share of a TPOT target within which requests are to stay.
     """
