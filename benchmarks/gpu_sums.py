@@ -10,7 +10,6 @@ The last line is one JSON object.
 
 import argparse
 import json
-import math
 import os
 import subprocess
 import sys
@@ -90,13 +89,14 @@ def measure(group: TorchGroup, hidden: list[int], device: torch.device) -> list[
             residual = torch.ones(rows, width, device=device, dtype=torch.bfloat16)
             weight = torch.ones(width, device=device, dtype=torch.bfloat16)
             check(group, x, residual, weight)
-            kept = group.in_one_kernel(x)
-            nccl, kernel, alone = (microseconds(step, x, residual, weight) for step in (by_nccl, by_kernel, not_at_all))
-            kernel = kernel if kept else math.nan  # else it was NCCL again
-            found.append({"hidden": width, "rows": rows, "nccl_us": nccl, "kernel_us": kernel, "norm_alone_us": alone})
+            steps = {"nccl_us": by_nccl, "norm_alone_us": not_at_all}
+            if group.in_one_kernel(x):  # else it would be NCCL again
+                steps["kernel_us"] = by_kernel
+            times = {name: microseconds(step, x, residual, weight) for name, step in steps.items()}
+            found.append({"hidden": width, "rows": rows, **times})
             if group.rank == 0:
-                times = f"NCCL and norm {nccl:6.1f} us, one kernel {kernel:6.1f} us, a norm alone {alone:6.1f} us"
-                print(f"{rows:>5} rows of {width:>6}: {times}", file=sys.stderr, flush=True)
+                told = ", ".join(f"{name} {time:.1f}" for name, time in times.items())
+                print(f"{rows:>5} rows of {width:>6}: {told}", file=sys.stderr, flush=True)
     return found
 
 

@@ -33,7 +33,7 @@ def peers_of(folder: Path, rank: int, size: int) -> Peers:
     own = [torch.from_file(str(folder / str(r)), shared=True, size=flags + inboxes, dtype=torch.uint8) for r in range(size)]
     addresses = torch.tensor([memory.data_ptr() for memory in own])  # [size]
     sums, given_up = (torch.zeros(n, dtype=torch.int64) for n in (ROWS, 1))
-    return Peers(rank, size, ROWS, ROW_BYTES, addresses + flags, addresses, sums, given_up, tuple(own))
+    return Peers(rank, size, ROWS, ROW_BYTES, addresses + flags, addresses, sums, given_up, tuple(own), None)
 
 
 def inputs(step: int, shape: tuple[int, int], size: int, dtype: torch.dtype) -> tuple[list[Tensor], Tensor, Tensor]:

@@ -1,6 +1,5 @@
 """Newcomers wait while those who decode cannot bear the steps that they have, and no longer than they can."""
 
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -25,6 +24,8 @@ from tests.scheduling.steps import decoding, waiting
 BASELINE = 0.003
 LIMIT = TTFT_LIMIT_PER_BASELINE * BASELINE
 C = PlusConstants()
+CROWDED = Profile("small", {1: 10.0, 4: 12.0, 12: 30.0, 64: 160.0}, 0.0, {}, 0.0, 0.0, 0.0, 10.0)
+"""Four at once cost little, twelve much."""
 
 
 def strained(slots: int = 1, short: int = 1, now: float = 0.001) -> Strain:
@@ -124,11 +125,10 @@ def test_who_has_begun_is_not_held_and_the_late_stand_behind_those_who_are() -> 
 @pytest.mark.parametrize("holding", [True, False])
 def test_bursts_are_smoothed(holding: bool) -> None:
     """Twelve requests in a second, of which four together are fast enough; first tokens have 3.3 seconds."""
-    profile = Profile("small", {1: 10.0, 4: 12.0, 12: 30.0, 64: 160.0}, 0.0, {}, 0.0, 0.0, 0.0, 10.0)
     parts = PlusParts() if holding else PlusParts().without("holding")
     policy = make_plus("p", Constants(verify_rows=16, draft_rows=8, prompt_rows=16), parts, PlusConstants())
     timed = requests(12, 0.1, 0.016, prompt=4, output=40)
-    played = simulate(timed, policy, Machine(profile, slots=12), random_recording(np.random.default_rng(0)))
+    played = simulate(timed, policy, Machine(CROWDED, slots=12), random_recording(np.random.default_rng(0)))
     share = sum(r.attained is True for r in played.results) / len(played.results)
     assert share > 0.9 if holding else share < 0.7
 
@@ -136,7 +136,6 @@ def test_bursts_are_smoothed(holding: bool) -> None:
 @pytest.mark.parametrize(("count", "prompt", "ttft"), [(6, 20, 1.0), (6, 60, 2.0), (12, 60, 3.0)])
 def test_bursts_with_first_tokens_to_keep_lose_little(count: int, prompt: int, ttft: float) -> None:
     """Who is held for others' sake must still be in time."""
-    profile = Profile("small", {1: 10.0, 4: 12.0, 12: 30.0, 64: 160.0}, 0.0, {}, 0.0, 0.0, 0.0, 10.0)
     early = requests(4, 0.01, 0.0125, prompt=4, output=150)
     burst = [
         (1.0, replace(r, id=f"b{r.id}", seed=100 + i, targets=Targets(ttft=ttft)))
@@ -145,7 +144,7 @@ def test_bursts_with_first_tokens_to_keep_lose_little(count: int, prompt: int, t
     attained = []
     for parts in (PlusParts(), PlusParts().without("holding")):
         policy = make_plus("p", Constants(verify_rows=16, draft_rows=8, prompt_rows=64), parts, PlusConstants())
-        played = simulate([*early, *burst], policy, Machine(profile, slots=24), random_recording(np.random.default_rng(0)))
+        played = simulate([*early, *burst], policy, Machine(CROWDED, slots=24), random_recording(np.random.default_rng(0)))
         attained.append(sum(r.attained is True for r in played.results))
     assert attained[0] >= attained[1] - 1
 
@@ -157,4 +156,3 @@ def test_everybody_ends(tpot: float | None) -> None:
     policy = make_plus("p", Constants(verify_rows=8, draft_rows=8), PlusParts(), PlusConstants())
     played = simulate(requests(30, 0.02, tpot), policy, Machine(profile, slots=8), random_recording(np.random.default_rng(0)))
     assert len(played.results) == 30 and all(r.completed for r in played.results)
-    assert math.isfinite(played.seconds)

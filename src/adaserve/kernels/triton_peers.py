@@ -60,10 +60,8 @@ def _sum_norm_kernel(
                 heard = tl.atomic_add(told + source, 0, sem="acquire", scope="sys")
             part = tl.load(inbox + (first + source * SLOT) + column, mask=live, other=0.0, cache_modifier=".cg")
             summed += part.to(WIDE)
-    row_sum = (
-        summed.to(out.dtype.element_ty).to(WIDE) + before
-    )  # rounded where an all-reduce rounds, and then as add_rms_norm does
-    row_sum = row_sum.to(out.dtype.element_ty)
+    # Rounded where an all-reduce rounds, and then as add_rms_norm does.
+    row_sum = (summed.to(out.dtype.element_ty).to(WIDE) + before).to(out.dtype.element_ty)
     tl.store(total + at + column, row_sum, mask=live)
     wide = row_sum.to(WIDE)
     scale = 1 / tl.sqrt(tl.sum(wide * wide, axis=0) / WIDTH + eps)

@@ -146,7 +146,7 @@ class Decoder:
         return self.group.join(scores)[:, :wanted].contiguous()
 
     def _embed(self, token: Tensor) -> Tensor:
-        """The tokens [B] as activations, of an embedding that nobody else has a share of  # [B, hidden]"""
+        """Rows [B] of this rank's embedding as activations  # [B, hidden]"""
         return self.embedding[token].to(self.dtype)
 
     def _embed_normed(self, token: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,7 +156,6 @@ class Decoder:
             return embed_rms_norm(token, self.embedding, norm, eps, self.dtype)
         place = token - self.group.rank * self.embedding.shape[0]  # [B], among this rank's tokens
         mine = (place >= 0) & (place < self.embedding.shape[0])
-        rows = torch.where(
-            mine[:, None], self._embed(torch.where(mine, place, 0)), 0.0
-        )  # [B, hidden], zeros of other ranks' tokens
+        own = self._embed(torch.where(mine, place, 0))  # [B, hidden]
+        rows = torch.where(mine[:, None], own, 0.0)  # [B, hidden], zeros of other ranks' tokens
         return self.group.sum_norm(rows, torch.zeros_like(rows), norm, eps)

@@ -25,7 +25,7 @@ def make_plus(
 ) -> Policy:
     """Build `adaserve+` of some parts. paper: what the parts left out go by. budget, depth, width: fixed by the user."""
     calibration = Calibration(constants.learning, parts.coupled)
-    strain = Strain(constants.hold_pace) if parts.holding else None
+    strain = Strain(constants.hold_pace) if parts.admitting and parts.holding else None
     scheduling = PlusScheduling(parts, constants, AdaptiveScheduling(paper, depth, width), calibration, strain, budget)
     selection: Selection = SloSelection()
     if parts.calibrated or parts.priced or parts.attaining:
