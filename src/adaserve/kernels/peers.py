@@ -39,7 +39,7 @@ class Peers:
     sums        [rows] int64, this rank's own: how many sums a row has taken part in
     given_up    [1] int64, this rank's own: not 0 once nobody is to be waited for any more; sums are wrong from then on
     held        what the addresses lead to, held so that it stays
-    letter      the word that is copied to `given_up`, in pinned memory, and the stream that it goes by; None on a CPU. Both are made
+    letter      the word that is copied to `given_up`, in pinned memory, and the stream that it goes by; None on a CPU. Made
                 beforehand: while a kernel waits nothing may be asked for that waits for kernels
     """
 
