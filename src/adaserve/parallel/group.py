@@ -19,7 +19,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from adaserve.clock import WallClock
 from adaserve.errors import EngineFailed, InvalidConfig
 from adaserve.kernels.norm import add_rms_norm
 from adaserve.kernels.peers import Peers, prepare, sum_norm
@@ -217,7 +216,7 @@ def connect(folder: Path, *, rank: int, size: int, device: torch.device, timeout
     world = dist.group.WORLD
     assert world is not None, "it was made just now"
     with _told():
-        group = TorchGroup(world, connect_peers(world, WallClock()) if cuda else None)
+        group = TorchGroup(world, connect_peers(world) if cuda else None)
     if cuda:
         _warm_up(group, device)
     return group

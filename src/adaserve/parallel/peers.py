@@ -6,7 +6,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from adaserve.clock import Clock
 from adaserve.kernels.peers import Peers, sum_norm
 
 T = TypeVar("T")
@@ -15,11 +14,13 @@ SENT_ROWS = 1024
 """About so many rows a rank sends for a sum at most, to all others together: for more of them NCCL's rings are better."""
 PATIENCE = 60.0
 """Seconds in which a first sum must have come about; one of the ranks may have to compile its kernel."""
+PAUSE = 0.001
+"""Seconds between two looks whether it has."""
 ROW_BYTES = 32 * 1024
 """The most bytes of a row: 16,384 numbers of bfloat16."""
 
 
-def connect_peers(group: dist.ProcessGroup, clock: Clock) -> Peers | None:
+def connect_peers(group: dist.ProcessGroup) -> Peers | None:
     """Share memory with the other ranks, which call this too; None where any two of them cannot. Takes 64 MB of each GPU.
 
     Rank r has the r-th GPU.
@@ -42,10 +43,10 @@ def connect_peers(group: dist.ProcessGroup, clock: Clock) -> Peers | None:
     sums, given_up = (torch.zeros(n, dtype=torch.int64, device=device) for n in (rows, 1))
     letter = Peers.letter_to(device)
     peers = Peers(rank, size, rows, ROW_BYTES, flags + flag_bytes, flags, sums, given_up, tuple(reached), letter)
-    return peers if all(_everybodys(_works(peers, clock), group)) else None
+    return peers if all(_everybodys(_works(peers), group)) else None
 
 
-def _works(peers: Peers, clock: Clock) -> bool:
+def _works(peers: Peers) -> bool:
     """Whether a sum comes about: GPUs may reach each other in ways that carry no flags."""
     device = peers.flags.device
     row, nothing, weight = (
@@ -55,10 +56,11 @@ def _works(peers: Peers, clock: Clock) -> bool:
         _, total = sum_norm(row, nothing, weight, 1e-5, peers)
         done = torch.cuda.Event()
         done.record()
-        limit = clock.now() + PATIENCE
-        while not done.query() and clock.now() < limit:
-            time.sleep(0.001)
-        if not done.query():
+        for _ in range(round(PATIENCE / PAUSE)):
+            if done.query():
+                break
+            time.sleep(PAUSE)
+        else:
             peers.give_up()
         return total[0].tolist() == [peers.size * (peers.size + 1) / 2] * 8
     except RuntimeError:
