@@ -61,6 +61,8 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=1, help="GPUs that share the target")
     add_meeting(parser)
     args = parser.parse_args()
+    if args.model is None:
+        parser.error("a trace has texts: give --model")
     if args.meeting:
         be_rank(args.meeting, torch.device(args.device), partial(_executor_of_rank, args))
         os._exit(0)  # nothing is left to save, and NCCL's threads may be waited for
@@ -127,8 +129,7 @@ def _executor_of_rank(args: argparse.Namespace, group: Group) -> Executor:
 
 def _parts(args: argparse.Namespace, clock: WallClock, ranks: Ranks, group: Group) -> Parts:
     bench = build(args, group)
-    if bench.tokenizer is None:
-        raise SystemExit("a trace has texts: give --model")
+    assert bench.tokenizer is not None, "there is a --model"
     models = Models(bench.target, bench.draft)
     sizes = _sizes(args)
     executor = led(make_executor(models, sizes, clock), group, ranks)

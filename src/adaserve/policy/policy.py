@@ -18,13 +18,15 @@ class Scene:
     """The requests behind a Demand's counts, for policies that look at each of them.
 
     decoding: those with a root each. backlog: those with known tokens still to compute, in the order in which they are served.
-    waiting: how many have no slot yet. latency: what steps take, as far as is known. padding: how many rows passes compute.
+    waiting: how many have no slot yet. crowded: whether one of them would come, and finds no slot or no pages.
+    latency: what steps take, as far as is known. padding: how many rows passes compute.
     """
 
     now: float
     decoding: Sequence[RequestState]
     backlog: Sequence[RequestState]
     waiting: int
+    crowded: bool
     latency: LatencyModel
     padding: Padding
 

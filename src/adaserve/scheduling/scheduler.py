@@ -83,7 +83,7 @@ class Scheduler:
 
     def _everybody(self, now: float) -> Scene:
         """All who run or wait, as if they decoded."""
-        return Scene(now, [*self._running.values(), *self._waiting], (), len(self._waiting), self._latency, self._padding)
+        return Scene(now, [*self._running.values(), *self._waiting], (), len(self._waiting), False, self._latency, self._padding)
 
     def cancel(self, request_ids: set[str]) -> list[Progress]:
         """End the requests named; everything they held is free at once. Unknown ids are ignored."""
@@ -100,7 +100,8 @@ class Scheduler:
         line = self._line(now)
         grants = self._grow(line)
         promised, self._promised = self._promised and bool(line), False
-        placed = [] if promised else self._place(line, grants, now)  # who has come meanwhile waits for one step
+        # Who has come while a step is promised waits for it.
+        placed, crowded = ([], False) if promised else self._place(line, grants, now)
         if placed:
             line = self._line(now)
         members = line if promised or not line else self._policy.discipline.turns(line, now, self._forecast)
@@ -108,7 +109,7 @@ class Scheduler:
         backlog: list[RequestState] = []
         for state in members:
             (decoding if state.is_decoding else backlog).append(state)
-        scene = Scene(now, decoding, backlog, len(self._waiting), self._latency, self._padding)
+        scene = Scene(now, decoding, backlog, len(self._waiting), crowded, self._latency, self._padding)
         share = self._policy.scheduling.share(Demand(len(decoding), sum(len(s.tokens) - s.computed for s in backlog), scene))
         again = self._repeats(share, decoding, backlog)
         if promised:
@@ -214,17 +215,17 @@ class Scheduler:
                 self._preempt(line.pop(), grants)
         return grants
 
-    def _place(self, line: list[RequestState], grants: dict[int, PageGrant], now: float) -> list[Placement]:
+    def _place(self, line: list[RequestState], grants: dict[int, PageGrant], now: float) -> tuple[list[Placement], bool]:
         """Move waiting requests to slots, in the queue's order, as long as their known tokens find pages.
 
-        Where the policy ranks requests, less important ones at the line's end make room.
+        Where the policy ranks requests, less important ones at the line's end make room. Also whether the next one found none.
         """
         ranking, deepest = self._policy.discipline.ranking, self._policy.scheduling.deepest
-        placed = []
+        placed: list[Placement] = []
         while (state := self._waiting.first(now)) is not None:
             if not self._slots or not self._ledger.open(state, _reach(state, deepest), reserve=len(self._running)):
                 if ranking is None or not line or ranking.rank(line[-1], now) <= ranking.rank(state, now):
-                    break
+                    return placed, True
                 self._preempt(line.pop(), grants)
                 continue
             self._waiting.take(state)
@@ -245,7 +246,7 @@ class Scheduler:
                 )
             )
             grants[slot] = PageGrant(slot, 0, tuple(state.pages))
-        return placed
+        return placed, False
 
     def _gain(
         self, state: RequestState, tokens: tuple[int, ...], logprobs: tuple[TokenLogprobs, ...], now: float, failed: bool

@@ -70,8 +70,10 @@ class PlusScheduling:
             return fixed
         context = sum([len(s.tokens) for s in scene.decoding])
         lost = self._lost(scene, context) if self._parts.attaining else frozenset()
-        # Time that drafts for them take is taken from others, if there are any.
-        spared = lost if scene.backlog or scene.waiting or len(lost) < len(scene.decoding) else frozenset()
+        # Time that drafts for them take is taken from others, if there are any. But who decodes plainly keeps a slot for twice as
+        # long: where slots or pages are short, others wait for it, are lost in turn, and so on.
+        others = scene.backlog or scene.waiting or len(lost) < len(scene.decoding)
+        spared = lost if others and not scene.crowded else frozenset()
         aim = self._constants.pace if self._parts.attaining else 1.0
         drafting = _others(scene.decoding, spared)
         depth, width, price = fixed.depth, fixed.width, None
