@@ -130,7 +130,7 @@ def test_prompts_that_press_are_read_at_a_running_requests_expense() -> None:
         now = 0.035
         tight = [decoding(f"{i}", produced=4, tpot=0.0092) for i in range(2)]
         backlog = [waiting("b", prompt=10, arrived=now - used * limit) for _ in range(12)]
-        scene = Scene(now, tight, backlog, 0, False, latency, Unpadded())
+        scene = Scene(now, tight, backlog, 0, latency, Unpadded(), crowded=False)
         rows[used] = make_plus("p", PAPER, PlusParts(), PlusConstants(prompt_stretch=9.0)).scheduling.share(Demand(2, 120, scene))
     assert not rows[0.9].spared
     assert rows[0.9].prompt_rows > 2 * rows[0.0].prompt_rows > 0
@@ -178,23 +178,58 @@ def test_lost_is_judged_by_what_drafting_can_still_bring() -> None:
     behind = decoding("a", produced=3, tpot=0.010)  # five tokens to come in what is left of 70 ms
     lost = {}
     for now in (0.025, 0.069):
-        scene = Scene(now, [behind], [], 0, False, LatencyModel(PROFILE), Unpadded())
+        scene = Scene(now, [behind], [], 0, LatencyModel(PROFILE), Unpadded(), crowded=False)
         lost[now] = scheduling.share(Demand(1, 0, scene)).lost
     assert 0.025 + 5 * LatencyModel(PROFILE).predict(StepShape(1, 0)) > 0.070  # plain decoding would be late
     assert lost[0.025] == frozenset() and lost[0.069] == {"a"}
 
 
-@pytest.mark.parametrize("crowded", [False, True])
 @pytest.mark.parametrize("others", [0, 1])
-def test_who_is_lost_is_drafted_for_where_that_takes_time_from_nobody(others: int, crowded: bool) -> None:
-    """And where others wait for the slot."""
+def test_who_is_lost_is_drafted_for_where_that_takes_time_from_nobody(others: int) -> None:
     late = [decoding(name, produced=3, tpot=0.010) for name in "ab"]
     for decodes, waits in ((others, 0), (0, others)):
         running = [*late, *[decoding("c") for _ in range(decodes)]]
-        scene = Scene(0.069, running, [], waits, crowded, LatencyModel(PROFILE), Unpadded())
+        scene = Scene(0.069, running, [], waits, LatencyModel(PROFILE), Unpadded(), crowded=False)
         share = make_plus("p", PAPER, PlusParts(), PlusConstants()).scheduling.share(Demand(len(running), 0, scene))
-        assert share.lost == {"a", "b"} and share.spared == (share.lost if others and not crowded else frozenset())
-        assert decodes or (share.depth > 0) == (not others or crowded)
+        assert share.lost == {"a", "b"} and share.spared == (share.lost if others else frozenset())
+        assert decodes or (share.depth > 0) == (not others)
+
+
+@pytest.mark.parametrize("decodes", [0, 1])
+@pytest.mark.parametrize("reads", [0, 1])
+def test_who_is_lost_is_drafted_for_where_others_wait_for_its_slot(decodes: int, reads: int) -> None:
+    running = [*[decoding(name, produced=3, tpot=0.010) for name in "ab"], *[decoding("c", tpot=0.1) for _ in range(decodes)]]
+    backlog = [waiting("d", prompt=30) for _ in range(reads)]
+    scene = Scene(0.069, running, backlog, 5, LatencyModel(PROFILE), Unpadded(), crowded=True)
+    share = make_plus("p", PAPER, PlusParts(), PlusConstants()).scheduling.share(Demand(len(running), 30 * reads, scene))
+    assert share.lost == {"a", "b"} and not share.spared and share.depth > 0
+
+
+@pytest.mark.parametrize("output", [7, 7000])
+def test_the_draft_reads_for_who_is_lost_where_that_pays(output: int) -> None:
+    """However crowded it is: for a few tokens more nobody reads a long prompt, and for the lost no target is at stake."""
+    dear = LatencyModel(replace(PROFILE, draft_step_ms_by_rows={1: 1.0, 64: 30.0}))
+    ready, late = decoding("a"), waiting("b", prompt=400, produced=1, output=output, tpot=0.010)
+    late.slot, late.computed, late.decoding_since = 1, 400, 0.0
+    ready.draft_computed = len(ready.tokens) - 1
+    scene = Scene(99.0, [ready, late], [], 5, dear, Unpadded(), crowded=True)
+    share = make_plus("p", PAPER, PlusParts(), PlusConstants()).scheduling.share(Demand(2, 0, scene))
+    assert share.lost == {"b"} and share.depth > 0
+    assert share.spared == ({"b"} if output == 7 else frozenset())
+
+
+@pytest.mark.parametrize("all_lost", [False, True])
+def test_nobody_else_is_kept_waiting_while_a_draft_reads_for_the_lost(all_lost: bool) -> None:
+    """Where somebody attains it reads for the lost what it reads in any case."""
+    constants = PlusConstants()
+    behind = [decoding(f"{i}", produced=3, tpot=0.010, prompt=800) for i in range(4)]
+    ready = [decoding("late", produced=3, tpot=0.010), *([] if all_lost else [decoding("calm", tpot=0.5)])]
+    for state in ready:
+        state.draft_computed = len(state.tokens) - 1
+    scene = Scene(0.069, [*ready, *behind], [], 5, LatencyModel(PROFILE), Unpadded(), crowded=True)
+    share = make_plus("p", PAPER, PlusParts(), constants).scheduling.share(Demand(len(scene.decoding), 0, scene))
+    assert share.depth > 0 and len(share.lost) == 5
+    assert (share.catch_up > constants.read_least) == all_lost
 
 
 def test_who_is_lost_needs_nothing_in_a_step() -> None:
@@ -233,7 +268,7 @@ def test_the_draft_reads_no_prompt_that_it_cannot_pay_for() -> None:
         scheduling = make_plus("p", PAPER, PlusParts(), PlusConstants()).scheduling
         late, short = decoding("late", tpot=0.1), waiting(name, prompt=400, tpot=tpot)
         late.draft_computed = len(late.tokens) - 1
-        scene = Scene(0.0, [late], [short], 0, False, LatencyModel(dear), Unpadded())
+        scene = Scene(0.0, [late], [short], 0, LatencyModel(dear), Unpadded(), crowded=False)
         share = scheduling.share(Demand(1, 400, scene))
         assert share.depth > 0, "for the one that decodes"
         spared[name] = share.spared
@@ -249,7 +284,7 @@ def test_a_draft_catches_up_as_far_as_others_can_bear() -> None:
         ready = running("ready", tpot)
         ready.draft_computed = len(ready.tokens) - 1
         share = make_plus("p", PAPER, PlusParts(), PlusConstants()).scheduling.share(
-            Demand(11, 0, Scene(0.0, [ready, *behind], [], 0, False, latency, Unpadded()))
+            Demand(11, 0, Scene(0.0, [ready, *behind], [], 0, latency, Unpadded(), crowded=False))
         )
         assert share.depth > 0
         rows[tpot] = share.catch_up
@@ -289,13 +324,13 @@ def test_a_crowd_that_has_gone_sets_no_price() -> None:
         assert isinstance(scheduling, PlusScheduling)
         for _ in range(300):
             scheduling.learn(outcome(plan))  # 64 tokens a millisecond
-        scene = Scene(0.0, [decoding("a")], [], others, False, LatencyModel(PROFILE), Unpadded())
+        scene = Scene(0.0, [decoding("a")], [], others, LatencyModel(PROFILE), Unpadded(), crowded=False)
         depths[others] = scheduling.share(Demand(1, 0, scene)).depth
     assert depths[0] > 0 and depths[5] == 0
 
 
 def test_without_trees_drafts_are_chains() -> None:
-    scene = Scene(0.0, [decoding("a", tpot=0.010)], [], 0, False, LatencyModel(PROFILE), Unpadded())
+    scene = Scene(0.0, [decoding("a", tpot=0.010)], [], 0, LatencyModel(PROFILE), Unpadded(), crowded=False)
     widths = [
         make_plus("p", PAPER, parts, PlusConstants()).scheduling.share(Demand(1, 0, scene)).width
         for parts in (PlusParts(), PlusParts().without("trees"))
@@ -310,7 +345,7 @@ def test_hopeless_is_who_cannot_make_it_even_if_favoured() -> None:
     latency = LatencyModel(PROFILE)  # 10 ms a step alone, 40 ms with 256 rows
 
     def hopeless(others: int, prompt: int = 8, tpot: float | None = None, ttft: float | None = None) -> bool:
-        scene = Scene(0.0, [decoding(f"{i}") for i in range(others)], [], 0, False, latency, Unpadded())
+        scene = Scene(0.0, [decoding(f"{i}") for i in range(others)], [], 0, latency, Unpadded(), crowded=False)
         return scheduling.hopeless(request("a", prompt, tpot=tpot, ttft=ttft), scene)
 
     assert hopeless(0, tpot=0.001) and not hopeless(0, tpot=0.012)
@@ -338,7 +373,7 @@ def test_refusing_is_off_unless_asked_for_and_refuses_the_hopeless_alone() -> No
 def test_prompts_do_not_trickle_where_nobody_has_slack() -> None:
     """One request that can just make it leaves no time for prompts: half of the fixed split's rows are read all the same."""
     late, others = decoding("a", produced=7, tpot=0.010), [decoding(f"{i}") for i in range(50)]
-    scene = Scene(0.060, [late, *others], [waiting("b", prompt=200)], 0, False, LatencyModel(PROFILE), Unpadded())
+    scene = Scene(0.060, [late, *others], [waiting("b", prompt=200)], 0, LatencyModel(PROFILE), Unpadded(), crowded=False)
     rows = []
     for constants in (PlusConstants(), PlusConstants(prompt_least=0.0)):
         share = make_plus("p", PAPER, PlusParts(), constants).scheduling.share(Demand(51, 200, scene))

@@ -6,8 +6,9 @@ import pytest
 
 from adaserve.policy.library import make_policy
 from adaserve.policy.policy import Demand, RowShare, Scheduling
+from adaserve.scheduling.scheduler import Drafting
 from adaserve.step import StepOutcome
-from tests.scheduling.steps import CONSTANTS, outcome, request, scheduler
+from tests.scheduling.steps import CONSTANTS, decoding, outcome, request, scheduler
 
 
 @dataclass(frozen=True)
@@ -48,37 +49,11 @@ def test_the_draft_reads_along_but_for_who_is_spared(spared: frozenset[str]) -> 
     assert (read > 0, drafted > 0) == (not spared, not spared)
 
 
-@dataclass
-class Watching:
-    """Another scheduling that says of each step whether it was crowded."""
-
-    inner: Scheduling
-    crowded: list[bool]
-
-    @property
-    def deepest(self) -> int:
-        return self.inner.deepest
-
-    def share(self, demand: Demand) -> RowShare:
-        assert demand.scene is not None
-        self.crowded.append(demand.scene.crowded)
-        return self.inner.share(demand)
-
-
-@pytest.mark.parametrize(("slots", "pages"), [(2, 100), (9, 7)])
-def test_it_is_crowded_while_somebody_finds_no_slot_or_no_pages(slots: int, pages: int) -> None:
-    """Two of three fit; the third comes when they have ended."""
-    policy = make_policy("spec:2", CONSTANTS)
-    watching = Watching(policy.scheduling, [])
-    busy = scheduler(replace(policy, scheduling=watching), slots=slots, pages=pages)
-    busy.admit([request(name, 8, output=4, stem=stem) for stem, name in enumerate("ab")], 0.0)
-    waiting = []
-    for now in range(40):
-        if now == 1:
-            busy.admit([request("c", 8, output=4, stem=2)], 1.0)
-        plan = busy.plan(float(now))
-        waiting.append(busy.waiting > 0)
-        if plan is None:
-            break
-        busy.record(outcome(plan), float(now))
-    assert watching.crowded == waiting and any(waiting) and not waiting[0] and not waiting[-1]
+@pytest.mark.parametrize("lost", [frozenset(), frozenset({"strict"})])
+def test_a_draft_catches_up_for_the_strictest_first_and_for_the_lost_last(lost: frozenset[str]) -> None:
+    behind = [
+        decoding(name, prompt=40, tpot=tpot, slot=slot) for slot, (name, tpot) in enumerate([("calm", 0.1), ("strict", 0.01)])
+    ]
+    drafting, catch_up = Drafting.MODEL.work(behind, [3, 3], [], {}, 50, lost)
+    assert drafting == [None, None]
+    assert [(chunk.slot, chunk.length) for chunk in catch_up] == ([(0, 40), (1, 10)] if lost else [(1, 40), (0, 10)])

@@ -39,7 +39,7 @@ def test_adaserve_plus_fills_what_it_pays_for(count: int, backlog: int) -> None:
     padding = GraphPadding()
     scheduling = make_plus("p", BUDGET, PlusParts(), PlusConstants()).scheduling
     prompts = [waiting("b", prompt=backlog)] if backlog else []
-    scene = Scene(0.0, [decoding(f"{i}") for i in range(count)], prompts, 0, False, LatencyModel(PROFILE), padding)
+    scene = Scene(0.0, [decoding(f"{i}") for i in range(count)], prompts, 0, LatencyModel(PROFILE), padding, crowded=False)
     share = scheduling.share(Demand(count, backlog, scene))
     prompt = min(share.prompt_rows, backlog)
     room = most_nodes(padding, count, prompt, share.budget)

@@ -18,7 +18,8 @@ class Scene:
     """The requests behind a Demand's counts, for policies that look at each of them.
 
     decoding: those with a root each. backlog: those with known tokens still to compute, in the order in which they are served.
-    waiting: how many have no slot yet. crowded: whether one of them would come, and finds no slot or no pages.
+    waiting: how many have no slot yet. crowded: whether the next of them would come now, and finds no slot or no pages; False
+        where the queue lets nobody come, or nobody was asked.
     latency: what steps take, as far as is known. padding: how many rows passes compute.
     """
 
@@ -26,9 +27,9 @@ class Scene:
     decoding: Sequence[RequestState]
     backlog: Sequence[RequestState]
     waiting: int
-    crowded: bool
     latency: LatencyModel
     padding: Padding
+    crowded: bool
 
 
 @dataclass(frozen=True)

@@ -32,11 +32,12 @@ class Drafting(Enum):
         chunks: Sequence[Chunk],
         running: Mapping[int, RequestState],
         rows: int,
+        lost: frozenset[str],
     ) -> tuple[list[Chunk | None], list[Chunk]]:
         """Per decoding request what the drafter reads before it speculates, None where it does not; and the catch-up beside it.
 
         room: deepest node that each decoding request may use. chunks: what the target computes of prompts that the draft reads
-        along. running: all requests by slot. rows: most rows of catch-up.
+        along. running: all requests by slot. rows: most rows of catch-up. lost: ids of those who come last in it.
         """
         if self is Drafting.NONE:
             return [None] * len(decoding), []
@@ -45,7 +46,7 @@ class Drafting(Enum):
                 Chunk(slot_of(s), len(s.tokens) - 1, 1, draws=True) if most else None
                 for s, most in zip(decoding, room, strict=True)
             ], []
-        return _model_work(decoding, room, chunks, running, max(rows, READY_LAG))
+        return _model_work(decoding, room, chunks, running, max(rows, READY_LAG), lost)
 
 
 def _model_work(
@@ -54,6 +55,7 @@ def _model_work(
     chunks: Sequence[Chunk],
     running: Mapping[int, RequestState],
     left: int,
+    lost: frozenset[str],
 ) -> tuple[list[Chunk | None], list[Chunk]]:
     drafting: list[Chunk | None] = []
     catch_up: list[Chunk] = []
@@ -73,7 +75,7 @@ def _model_work(
         else:
             drafting.append(None)
             behind.append(state)
-    behind.sort(key=lambda s: s.request.targets.tpot or math.inf)  # the strictest target first
+    behind.sort(key=lambda s: (s.request.id in lost, s.request.targets.tpot or math.inf))  # the strictest target first
     for state in behind:
         length = min(left, len(state.tokens) - 1 - state.draft_computed)
         if length > 0:

@@ -83,7 +83,7 @@ class Scheduler:
 
     def _everybody(self, now: float) -> Scene:
         """All who run or wait, as if they decoded."""
-        return Scene(now, [*self._running.values(), *self._waiting], (), len(self._waiting), False, self._latency, self._padding)
+        return Scene(now, [*self._running.values(), *self._waiting], (), len(self._waiting), self._latency, self._padding, False)
 
     def cancel(self, request_ids: set[str]) -> list[Progress]:
         """End the requests named; everything they held is free at once. Unknown ids are ignored."""
@@ -100,7 +100,7 @@ class Scheduler:
         line = self._line(now)
         grants = self._grow(line)
         promised, self._promised = self._promised and bool(line), False
-        # Who has come while a step is promised waits for it.
+        # In a promised step nobody is drafted for, and who has come meanwhile waits.
         placed, crowded = ([], False) if promised else self._place(line, grants, now)
         if placed:
             line = self._line(now)
@@ -109,7 +109,7 @@ class Scheduler:
         backlog: list[RequestState] = []
         for state in members:
             (decoding if state.is_decoding else backlog).append(state)
-        scene = Scene(now, decoding, backlog, len(self._waiting), crowded, self._latency, self._padding)
+        scene = Scene(now, decoding, backlog, len(self._waiting), self._latency, self._padding, crowded)
         share = self._policy.scheduling.share(Demand(len(decoding), sum(len(s.tokens) - s.computed for s in backlog), scene))
         again = self._repeats(share, decoding, backlog)
         if promised:
@@ -218,7 +218,8 @@ class Scheduler:
     def _place(self, line: list[RequestState], grants: dict[int, PageGrant], now: float) -> tuple[list[Placement], bool]:
         """Move waiting requests to slots, in the queue's order, as long as their known tokens find pages.
 
-        Where the policy ranks requests, less important ones at the line's end make room. Also whether the next one found none.
+        Where the policy ranks requests, less important ones at the line's end make room. Returns who was placed, and whether the
+        next in the queue's order found no slot or no pages.
         """
         ranking, deepest = self._policy.discipline.ranking, self._policy.scheduling.deepest
         placed: list[Placement] = []

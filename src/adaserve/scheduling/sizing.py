@@ -51,7 +51,8 @@ class Sizing:
         catch_up: list[Chunk] = []
         if share.depth:
             along = [c for c in chunks if running[c.slot].request.id not in share.spared]
-            drafting, catch_up = self.drafting.work(decoding, room, along, running, max(share.prompt_rows, share.catch_up))
+            most = max(share.prompt_rows, share.catch_up)
+            drafting, catch_up = self.drafting.work(decoding, room, along, running, most, share.lost)
         prompt = sum([c.length for c in chunks])
         nodes = max(0, share.budget - len(decoding) - prompt)
         # Nobody drafts deeper than anybody can use, nor for a budget that prompts have spent.

@@ -70,8 +70,8 @@ class PlusScheduling:
             return fixed
         context = sum([len(s.tokens) for s in scene.decoding])
         lost = self._lost(scene, context) if self._parts.attaining else frozenset()
-        # Time that drafts for them take is taken from others, if there are any. But who decodes plainly keeps a slot for twice as
-        # long: where slots or pages are short, others wait for it, are lost in turn, and so on.
+        # Time that drafts for them take is taken from others, if there are any. But who decodes plainly keeps a slot for longer:
+        # where slots or pages are short, others come late, all at once, and make steps so long that more are lost.
         others = scene.backlog or scene.waiting or len(lost) < len(scene.decoding)
         spared = lost if others and not scene.crowded else frozenset()
         aim = self._constants.pace if self._parts.attaining else 1.0
@@ -85,7 +85,7 @@ class PlusScheduling:
                 price = worth(offers, price, bool(scene.backlog or scene.waiting))
                 if self._paper.fixed_depth is None:
                     depth = best_depth(offers, price)
-                    if depth and (unread := self._unread(scene, context, offers, prompt, drafting, width, aim)):
+                    if depth and (unread := self._unread(scene, context, lost, offers, prompt, drafting, width, aim)):
                         spared |= unread
                         drafting = _others(scene.decoding, spared)
                         depth = best_depth(offers_of(scene, self._yields, drafting, width, prompt), price) if drafting else 0
@@ -167,11 +167,19 @@ class PlusScheduling:
         return min([time / gain for time, gain in zip(seconds, gains, strict=True)])
 
     def _unread(
-        self, scene: Scene, context: int, offers: list[Offer], beside: int, drafting: int, width: int, aim: float
+        self,
+        scene: Scene,
+        context: int,
+        lost: frozenset[str],
+        offers: list[Offer],
+        beside: int,
+        drafting: int,
+        width: int,
+        aim: float,
     ) -> frozenset[str]:
         """Requests that the draft model is behind with, and need not catch up with.
 
-        They attain without drafts, and until their end these save less time than reading their tokens takes.
+        They attain without drafts, or not at all, and until their end these save less time than reading their tokens takes.
         offers: as made beside so many prompt rows.
         """
         behind = [s for s in (*scene.decoding, *scene.backlog) if len(s.tokens) - s.draft_computed > READY_LAG]
@@ -186,7 +194,7 @@ class PlusScheduling:
         def unread(state: RequestState) -> bool:
             lag, tpot = len(state.tokens) - state.draft_computed, state.request.targets.tpot
             reading = scene.latency.reading(lag)
-            if tpot is None or saved * state.remaining > reading:
+            if tpot is None or state.request.id in lost or saved * state.remaining > reading:
                 return saved * state.remaining <= reading
             most = bearable(state, scene.now, 1.0, aim)
             return plain <= (aim * tpot if most is None else most)
@@ -232,8 +240,12 @@ class PlusScheduling:
         return wished if wished == waiting else max(least, thrifty(costs, wished, c.chunk_part, c.chunk_cheap))
 
     def _catch_up(self, scene: Scene, context: int, lost: frozenset[str], spared: frozenset[str], depth: int) -> int:
-        """Rows that a draft model reads for who decodes and is behind: as far as who is drafted for bears the delay."""
-        drafted = [s for s in scene.decoding if s.request.id not in spared]
+        """Rows that a draft model reads for who decodes and is behind: as far as who is drafted for bears the delay.
+
+        For the lost it reads no more than it reads in any case, unless all are.
+        """
+        left_out = spared | lost if len(lost) < len(scene.decoding) else spared
+        drafted = [s for s in scene.decoding if s.request.id not in left_out]
         lags = [len(s.tokens) - s.draft_computed for s in drafted]
         behind = sum([lag for lag in lags if lag > READY_LAG])
         c = self._constants
