@@ -1,4 +1,4 @@
-"""A profile for tests, whose target has stairs as a GPU's, and a strategy of curves."""
+"""Profiles for tests, one whose target has stairs as a GPU's and one that rises steeply, and a strategy of curves."""
 
 from hypothesis import strategies as st
 
@@ -14,5 +14,7 @@ STAIRS = Profile(
     residual_cv=0.03,
     baseline_ms_per_token=17.0,
 )
+
+STEEP = Profile("steep", {1: 10.0, 32: 11.0, 64: 16.0, 256: 40.0}, 0.01, {1: 1.0, 64: 1.2}, 0.0, 0.2, 0.0, 10.0)
 
 curves = st.dictionaries(st.integers(1, 600), st.floats(0.01, 500), min_size=1, max_size=12)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from adaserve.latency import LatencyModel
 from adaserve.profile import Profile
 from adaserve.step import PhaseTimes, StepShape
-from tests.profiles import STAIRS, curves
+from tests.profiles import STAIRS, STEEP, curves
 
 rising = curves.map(lambda c: dict(zip(sorted(c), sorted(c.values()), strict=True)))
 shapes = st.builds(
@@ -274,3 +274,11 @@ def test_a_pass_after_a_draft_takes_longer_by_what_was_measured(shape: StepShape
     model, other = LatencyModel(replace(STAIRS, after_draft_ms=after)), LatencyModel(STAIRS)
     late = model.predict_phases(shape).verify - other.predict_phases(shape).verify
     assert late == pytest.approx(after / 1e3 if shape.draft_rows else 0.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("rows", [1, 20, 32, 200, 300])
+def test_added_rows_cost_what_prediction_says(rows: int) -> None:
+    latency = LatencyModel(STEEP)
+    for added, seconds in enumerate(latency.prices(rows, 90, 2.0)):
+        expected = latency.predict(StepShape(rows + added, 0)) - latency.predict(StepShape(rows, 0))
+        assert 2.0 * seconds == pytest.approx(expected, abs=1e-12)

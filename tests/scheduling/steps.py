@@ -17,6 +17,7 @@ from tests.engines import PROFILE
 
 POLICIES = ("adaserve", "adaserve+", "throughput", "continuous", "sarathi", "spec:3", "specinfer", "priority", "fastserve", "vtc")
 CONSTANTS = Constants(verify_rows=24, draft_rows=8, prompt_rows=6, idle_prompt_rows=12)
+PAPER = Constants(verify_rows=64, draft_rows=64, prompt_rows=32)
 
 
 def request(

@@ -9,7 +9,6 @@ from adaserve.policy.library import make_policy
 from adaserve.policy.plus.admission import DueQueue
 from adaserve.policy.plus.parts import PlusConstants
 from adaserve.policy.policy import Demand, RowShare, Scheduling
-from adaserve.step import StepOutcome
 from tests.scheduling.steps import CONSTANTS, outcome, request, scheduler
 
 
@@ -28,9 +27,6 @@ class Watching:
         assert demand.scene is not None
         self.crowded.append(demand.scene.crowded)
         return self.inner.share(demand)
-
-    def learn(self, outcome: StepOutcome) -> None:
-        """Nothing to learn."""
 
 
 @pytest.mark.parametrize(("slots", "pages"), [(2, 100), (9, 7)])
@@ -58,7 +54,7 @@ def test_not_while_the_queue_lets_nobody_come(slots: int) -> None:
     """A long prompt is being read, and until it is nearly read the next one is not to come, whether there is a slot or not."""
     policy = make_policy("adaserve", CONSTANTS)
     watching = Watching(policy.scheduling)
-    queue = Discipline(lambda baseline: DueQueue(baseline, replace(PlusConstants(), reading_rows=20), None))
+    queue = Discipline(lambda baseline: DueQueue(baseline, PlusConstants(reading_rows=20), None))
     busy = scheduler(replace(policy, scheduling=watching, discipline=queue), slots=slots)
     busy.admit([request("a", 80, output=40)], 0.0)
     told: dict[bool, set[bool]] = {True: set(), False: set()}

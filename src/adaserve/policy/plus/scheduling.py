@@ -72,8 +72,8 @@ class PlusScheduling:
         lost = self._lost(scene, context) if self._parts.attaining else frozenset()
         # Time that drafts for them take is taken from others, if there are any. But who decodes plainly keeps a slot for longer:
         # where slots or pages are short, others come late, all at once, and make steps so long that more are lost.
-        others = scene.backlog or scene.waiting or len(lost) < len(scene.decoding)
-        spared = lost if others and not scene.crowded else frozenset()
+        alone = not (scene.backlog or scene.waiting) and len(lost) == len(scene.decoding)
+        spared = frozenset() if alone or scene.crowded else lost
         aim = self._constants.pace if self._parts.attaining else 1.0
         drafting = _others(scene.decoding, spared)
         depth, width, price = fixed.depth, fixed.width, None
@@ -99,7 +99,7 @@ class PlusScheduling:
         prompt_rows = fixed.prompt_rows
         if self._parts.slack_chunks:
             prompt_rows = self._prompt_rows(scene, demand.prompt, pursuing, base, gain, nodes)
-        catch_up = self._catch_up(scene, context, lost, spared, depth) if depth else 0
+        catch_up = self._catch_up(scene, context, pursuing, spared, depth) if depth else 0
         if price is None:
             return RowShare(True, prompt_rows, fixed.budget, depth, width, pace=aim, lost=lost, spared=spared, catch_up=catch_up)
         prompt, most = min(prompt_rows, demand.prompt), 0
@@ -239,13 +239,12 @@ class PlusScheduling:
         wished = max(best_chunk(fitting, slack, row_worth), least)
         return wished if wished == waiting else max(least, thrifty(costs, wished, c.chunk_part, c.chunk_cheap))
 
-    def _catch_up(self, scene: Scene, context: int, lost: frozenset[str], spared: frozenset[str], depth: int) -> int:
+    def _catch_up(self, scene: Scene, context: int, pursuing: Sequence[RequestState], spared: frozenset[str], depth: int) -> int:
         """Rows that a draft model reads for who decodes and is behind: as far as who is drafted for bears the delay.
 
-        For the lost it reads no more than it reads in any case, unless all are.
+        pursuing: those who decode and can attain; for others it reads no more than it reads in any case, unless there are none.
         """
-        left_out = spared | lost if len(lost) < len(scene.decoding) else spared
-        drafted = [s for s in scene.decoding if s.request.id not in left_out]
+        drafted = [s for s in pursuing or scene.decoding if s.request.id not in spared]
         lags = [len(s.tokens) - s.draft_computed for s in drafted]
         behind = sum([lag for lag in lags if lag > READY_LAG])
         c = self._constants
@@ -254,8 +253,8 @@ class PlusScheduling:
         others = [s for s, lag in zip(drafted, lags, strict=True) if lag <= READY_LAG]
         latency, ready = scene.latency, len(others)
         base = latency.predict(StepShape(len(scene.decoding), context, (ready,) * depth if ready else ()))
-        pursuing, gain = [s for s in others if s.request.id not in lost], 1 + sum(self._yields.accepted[:depth])
-        borne = [seconds for seconds, _ in strained(pursuing, scene.now, base, gain, c.pace)]
+        gain = 1 + sum(self._yields.accepted[:depth])
+        borne = [seconds for seconds, _ in strained(others if pursuing else (), scene.now, base, gain, c.pace)]
         longest = latency.reading(ready + c.read_least) + max(c.catching_up * base, min(borne, default=base))
         rows = range(c.read_least, min(behind, c.read_most) + 1)
         return rows[max(1, bisect_right(rows, longest, key=lambda more: latency.reading(ready + more))) - 1]
